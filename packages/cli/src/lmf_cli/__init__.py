@@ -1,0 +1,25 @@
+"""The ``lmf`` command: assembled from whatever is installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lmf import LmfError, Plugins
+
+
+def main() -> None:
+    """Run the command line."""
+    from .app import build
+
+    try:
+        build(Plugins())()
+    except LmfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output went away, as in `lmf plugins | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,41 @@
+"""``lmf generate``: one reply of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from lmf import ConfigError, Plugins
+
+
+def generate(plugins: Plugins) -> Callable[..., None]:
+    """Return the command ``lmf generate``."""
+
+    def run(
+        model: Annotated[str, typer.Argument(help="Output folder of a run, or anything that --model takes.")],
+        prompt: Annotated[str, typer.Argument(help="What to say to it.")],
+        max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.")] = 256,
+        temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")] = 0.0,
+        template: Annotated[str | None, typer.Option(help="Another template than the model's own.")] = None,
+    ) -> None:
+        """Print a model's reply to one message."""
+        if max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1.")
+        if not 0 <= temperature <= 10:
+            raise ConfigError(f"--temperature is {temperature}; it must be from 0 to 10.")
+        from lmf.generate import open_model, reply
+
+        chatter = open_model(model, plugins, template)
+        reply(
+            chatter.model,
+            chatter.tokenizer,
+            chatter.encoder,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stream=lambda text: print(text, end="", flush=True),
+        )
+        print()
+
+    return run

@@ -1,0 +1,32 @@
+"""What core itself provides as a plugin: the data formats and one optimizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .formats import ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT
+from .hookspecs import hookimpl
+from .specs import DataFormat, Optimizer
+
+if TYPE_CHECKING:
+    import torch
+
+_FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has a fused AdamW
+
+
+@hookimpl
+def lmf_formats() -> list[DataFormat]:
+    return [ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT]
+
+
+@hookimpl
+def lmf_optimizers() -> list[Optimizer]:
+    return [Optimizer(name="adamw", summary="AdamW (arXiv:1711.05101), torch's own.", build=_adamw)]
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Make AdamW, in one fused kernel where torch has it for the device of every parameter."""
+    from torch.optim import AdamW
+
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=devices <= _FUSED)

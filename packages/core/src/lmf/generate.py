@@ -1,0 +1,157 @@
+"""Replies of a model, in the format it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import packing
+from .config import make
+from .encode import Encoder
+from .errors import LmfError
+from .models import load_model, load_tokenizer, match_template
+from .plugins import Plugins
+from .runs import RUN_FILE, read_run
+from .sources import family, find_model
+from .template import Message, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Chatter:
+    """A model with all that it takes to talk to it.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        template: The template it was trained with; None for a model of plain text.
+        encoder: Encodes with both.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: Template | None
+    encoder: Encoder
+
+
+def open_model(name: str, plugins: Plugins, template: str | None = None) -> Chatter:
+    """Load a base model, or what a run of lmf gave out, with the template it was trained with.
+
+    Args:
+        name: An output folder of a run, or anything that ``--model`` takes.
+        plugins: What is installed.
+        template: The name of another template.
+
+    Raises:
+        LmfError: There is no such model, or a plugin that its run used is missing.
+    """
+    folder = Path(name)
+    named = plugins.templates[template] if template else None
+    if (folder / RUN_FILE).exists():
+        model, tokenizer, own = _open_run(folder, plugins)
+        return Chatter(model, tokenizer, named or own, Encoder(tokenizer, named or own))
+    source = find_model(name, plugins)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source).eval()
+    chosen = named or (plugins.templates[source.template] if source.template else match_template(tokenizer, plugins))
+    return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
+
+
+def _open_run(folder: Path, plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase, Template | None]:
+    record = read_run(folder)
+    if record["status"] != "finished":
+        raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
+    here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
+    base = here or find_model(record["settings"]["model"], plugins)
+    tokenizer = load_tokenizer(type(base)(str(folder), str(folder)))
+    model = load_model(base)
+    if here is None:
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+        method = plugins.methods[record["settings"]["method"]]
+        options = {f: v for f, v in record["settings"].items() if f in method.options.__dataclass_fields__}
+        tuner = method.build(make(method.options, options), family(model.config.model_type, plugins))
+        model = tuner.prepare(model, record["new_tokens"])
+        tuner.load(model, folder)
+    template = plugins.templates[record["template"]] if record["template"] else None
+    return model.eval(), tokenizer, template
+
+
+def reply(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    stream: Callable[[str], None] | None = None,
+) -> str:
+    """Return the model's reply to one user message, or its continuation of a text.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        encoder: Encodes with the template; without a template the prompt is continued.
+        prompt: The user's message, or the text.
+        max_new_tokens: Longest reply in tokens.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        stream: Gets the text in parts as it is written.
+    """
+    template = encoder.template
+    ids = encoder.prompt([Message("user", prompt)]) if template else encoder.plain(prompt)
+    texts = template.stops(encoder.eos) if template else ()
+    stops = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
+    stops = [id for id in {*stops, tokenizer.eos_token_id} if id is not None]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    if temperature > 0:
+        options["temperature"] = temperature
+    device = next(model.parameters()).device
+    row = torch.tensor([ids], device=device)
+    with ordinary_attention(model), torch.no_grad():
+        out = model.generate(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            eos_token_id=stops or None,
+            pad_token_id=stops[0] if stops else 0,
+            streamer=_streamer(tokenizer, stream),
+            **options,
+        )
+    return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+
+
+@contextmanager
+def ordinary_attention(model: nn.Module) -> Iterator[None]:
+    """Use transformers' own attention inside the block: the packed one cannot read a cache."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    training, packed = model.training, base.config._attn_implementation == packing.ATTENTION
+    model.eval()
+    if packed:
+        base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if packed:
+            base.set_attn_implementation(packing.ATTENTION)
+        model.train(training)
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase, stream: Callable[[str], None] | None) -> Any:
+    if stream is None:
+        return None
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            stream(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+

@@ -1,0 +1,189 @@
+"""Loads models and tokenizers, and refuses those that would only seem to work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .errors import DataError, LmfError
+from .sources import Source, shards
+from .template import Message, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .plugins import Plugins
+
+PROBE = [Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four")]
+
+
+def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises:
+        LmfError: It is missing, damaged, or needs code that was not trusted.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})
+        )
+    for noise in ("is_local", "local_files_only"):  # transformers would save them
+        tokenizer.init_kwargs.pop(noise, None)
+    return tokenizer
+
+
+def load_model(
+    source: Source,
+    dtype: torch.dtype | None = None,
+    *,
+    attention: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model.
+
+    Args:
+        source: Where it is.
+        dtype: Precision of the weights; as stored by default.
+        attention: Name of an attention implementation of transformers.
+        allow_pickle: Accept weights in pickle files.
+        trust_remote_code: Run code that the model brings.
+
+    Raises:
+        LmfError: A tensor is missing, foreign, misshapen or not finite, or a file is unreadable.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code}
+    if attention:
+        options["attn_implementation"] = attention
+    if source.gguf:
+        options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
+        options["dtype"] = dtype or torch.float32
+    elif not allow_pickle:
+        options["use_safetensors"] = True
+    with _explained(source):
+        model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
+    for problem, names in (
+        ("lacks weights", info["missing_keys"]),
+        ("has weights of another shape", [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]),
+    ):
+        if names:
+            raise LmfError(f"{source.asked} {problem} for {_some(names)}: they would be random. Download it again.")
+    if info["unexpected_keys"]:
+        raise LmfError(f"{source.asked} has weights its architecture does not know: {_some(info['unexpected_keys'])}.")
+    check_finite(model, source.asked)
+    return model
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise LmfError if a parameter holds NaN or infinity."""
+    bad = [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum()) and not p.isfinite().all()]
+    if bad:
+        raise LmfError(f"{name} has weights that are not finite numbers: {_some(bad)}. Download it again.")
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Copy the safetensors files of a folder into a model, bit for bit.
+
+    Raises:
+        LmfError: A tensor is missing, foreign, of another shape or precision, or not finite.
+    """
+    own = model.state_dict()
+    found = set()
+    for file in shards(folder):
+        for name, tensor in read_tensors(file):
+            if name not in own:
+                raise LmfError(f"{file} has the tensor {name!r}, which the model does not know.")
+            check_tensor(file, name, tensor, own[name])
+            with torch.no_grad():
+                own[name].copy_(tensor)
+            found.add(own[name].data_ptr())
+    missing = [name for name, tensor in own.items() if tensor.data_ptr() not in found]
+    if missing:
+        raise LmfError(f"{folder} lacks the tensors {_some(missing)}.")
+
+
+def check_tensor(file: Path, name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise LmfError unless a tensor fits the one it is to replace and is finite."""
+    if tensor.shape != like.shape:
+        raise LmfError(f"{file}: {name} is {tuple(tensor.shape)}, but the model's is {tuple(like.shape)}.")
+    if tensor.dtype != like.dtype:
+        raise LmfError(f"{file}: {name} is {tensor.dtype}, but the model's is {like.dtype}.")
+    if not torch.isfinite(tensor).all():
+        raise LmfError(f"{file}: {name} holds values that are not finite numbers.")
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the names and tensors of a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                yield name, tensors.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise LmfError(f"{file} cannot be read: {error}.") from None
+
+
+def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Template | None:
+    """Return the installed template that renders what the tokenizer's own chat template does, or None.
+
+    Raises:
+        LmfError: The tokenizer has a chat template, and no installed one renders the same.
+    """
+    if not tokenizer.chat_template:
+        return None
+    talks = [PROBE, [Message("system", "zero"), *PROBE]]
+
+    def own(talk: Sequence[Message]) -> str | None:
+        messages = [{"role": m.role, "content": m.content} for m in talk]
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError:  # it has no place for a system message
+            return None
+
+    def ours(template: Template, talk: Sequence[Message]) -> str | None:
+        try:
+            pieces = template.render(talk, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+        except DataError:
+            return None
+        return "".join(piece.text for piece in pieces)
+
+    wanted = [own(talk) for talk in talks]
+    for _, template in plugins.templates.all() if any(wanted) else ():
+        if all(w in (None, ours(template, talk)) for w, talk in zip(wanted, talks, strict=True)):
+            return template
+    raise LmfError(
+        "No installed template renders what the model's own chat template does, so training on another "
+        "would change how the model must be prompted.\n"
+        f"Choose one yourself with --template: {', '.join(plugins.templates)}."
+    )
+
+
+@contextlib.contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Turn what transformers raises for a bad model into an LmfError that names the model."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise LmfError(
+                f"{source.asked} brings Python code of its own, and running it is off.\n"
+                "Read that code; add --trust-remote-code if you trust it."
+            ) from None
+        raise LmfError(f"{source.asked} cannot be loaded: {text[:500]}") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

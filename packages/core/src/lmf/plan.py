@@ -1,0 +1,189 @@
+"""Everything that can be known of a run before a model is loaded.
+
+``make_plan`` resolves every name, reads and checks the data, and looks at the model's
+files and the output folder. What is wrong is said here, in a second, with nothing written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import flag
+from .data import Data, read
+from .errors import ConfigError, LmfError, did_you_mean
+from .plugins import Plugins
+from .runs import RUN_FILE, read_run
+from .settings import RunSettings
+from .sources import Source, find_model
+from .specs import Kernel, Objective, Optimizer, TuningMethod
+from .template import Template
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run, with every name resolved and its data read.
+
+    Attributes:
+        plugins: What is installed.
+        objective: What is learned.
+        method: Which parameters learn.
+        settings: The settings of every run.
+        objective_options: The objective's own settings.
+        method_options: The method's own settings.
+        origins: For each setting, where its value came from: ``default``, ``flag`` or a file.
+        model: Where the base model is.
+        template: The template that was asked for, or the checkpoint's; None to find it by the tokenizer.
+        kernel: The attention kernel that was asked for.
+        optimizer: The optimizer.
+        data: The training records.
+        held_out: The records to measure the loss on; empty without ``--eval-data``.
+    """
+
+    plugins: Plugins
+    objective: Objective
+    method: TuningMethod
+    settings: RunSettings
+    objective_options: Any
+    method_options: Any
+    origins: Mapping[str, str]
+    model: Source
+    template: Template | None
+    kernel: Kernel | None
+    optimizer: Optimizer
+    data: Data
+    held_out: Data
+
+    def values(self) -> dict[str, Any]:
+        """Return every setting by name, as run.toml holds them."""
+        values: dict[str, Any] = {"objective": self.plugins.objectives.qualified(self.objective)}
+        values["method"] = self.plugins.methods.qualified(self.method)
+        for part in (self.settings, self.objective_options, self.method_options):
+            values |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        return values
+
+
+def make_plan(
+    plugins: Plugins,
+    objective: str,
+    method: str,
+    settings: RunSettings,
+    objective_options: Any = None,
+    method_options: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Plan:
+    """Resolve and check a run.
+
+    Args:
+        plugins: What is installed.
+        objective: Name of the objective.
+        method: Name of the tuning method.
+        settings: The settings of every run.
+        objective_options: An object of the objective's options class; its defaults if None.
+        method_options: An object of the method's options class; its defaults if None.
+        origins: Where each setting came from, for reports.
+
+    Raises:
+        LmfError: A name is unknown, a file is missing or wrong, or the output folder is in use.
+    """
+    goal, way = plugins.objectives[objective], plugins.methods[method]
+    template = plugins.templates[settings.template] if settings.template else None
+    optimizer = plugins.optimizers[settings.optimizer]
+    kernel = plugins.kernels[settings.attention] if settings.attention else None
+    if kernel and (reason := kernel.why_not()):
+        raise LmfError(f"--attention {kernel.name} cannot run here: {reason}.")
+    for tracker in settings.log:
+        if tracker not in TRACKERS:
+            raise ConfigError(
+                f"--log {tracker}: no such tracker.{did_you_mean(tracker, TRACKERS)} Trackers: {', '.join(TRACKERS)}."
+            )
+        if importlib.util.find_spec(TRACKERS[tracker]) is None:
+            raise LmfError(f"--log {tracker} needs the package {tracker}: pip install {TRACKERS[tracker]}")
+    if settings.eval_data and settings.eval_split:
+        raise ConfigError("--eval-data and --eval-split are two ways to the same thing; give one of them.")
+    if settings.patience and not (settings.eval_data or settings.eval_split):
+        raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
+    data = read(settings.data, goal.data, plugins)
+    held_out = read(settings.eval_data, goal.data, plugins) if settings.eval_data else Data([], [])
+    model = find_model(settings.model, plugins, settings.allow_pickle)
+    if template is None and model.template:
+        template = plugins.templates[model.template]
+    plan = Plan(
+        plugins=plugins,
+        objective=goal,
+        method=way,
+        settings=settings,
+        objective_options=objective_options if objective_options is not None else goal.options(),
+        method_options=method_options if method_options is not None else way.options(),
+        origins=origins or {},
+        model=model,
+        template=template,
+        kernel=kernel,
+        optimizer=optimizer,
+        data=data,
+        held_out=held_out,
+    )
+    check_output(plan)
+    return plan
+
+
+def check_output(plan: Plan) -> None:
+    """Raise ConfigError if the output folder is not free for this run."""
+    settings, output = plan.settings, plan.settings.output
+    if settings.resume and settings.overwrite:
+        raise ConfigError("--resume continues a run and --overwrite deletes it; give one of them.")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; it must be a folder.")
+    used = output.is_dir() and any(output.iterdir())
+    ours = (output / RUN_FILE).exists()
+    if settings.resume:
+        if not ours:
+            raise ConfigError(f"--resume: there is no run in {output}.")
+        check_same_run(plan, read_run(output))
+    elif used and not ours:
+        raise ConfigError(f"--output {output} holds files that are not a run of lmf. Choose another folder.")
+    elif used and not settings.overwrite:
+        raise ConfigError(
+            f"--output {output} holds a run already.\n"
+            "Add --resume to continue it, --overwrite to replace it, or choose another folder."
+        )
+    parent = next(p for p in [output.absolute(), *output.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {output}: {parent} is not writable.")
+
+
+MAY_CHANGE = frozenset({"resume", "overwrite", "output", "save_every", "keep", "log"})
+
+
+def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a run would go on with other settings, data or model than it began with."""
+    now = {name: _plain(value) for name, value in plan.values().items()}
+    changed = [
+        f"  {flag(name)}: {run['settings'].get(name)!r} then, {value!r} now"
+        for name, value in now.items()
+        if name not in MAY_CHANGE and run["settings"].get(name) != value
+    ]
+    for what, data in (("data", plan.data), ("held-out data", plan.held_out)):
+        sums = [source.sha256 for source in data.sources]
+        if sums != [source["sha256"] for source in run[what.replace(" ", "_").replace("-", "_")]]:
+            changed.append(f"  the {what}: the files have other contents now")
+    if changed:
+        raise ConfigError(
+            f"--resume: the run in {plan.settings.output} began with something else:\n"
+            + "\n".join(changed)
+            + f"\nContinue it as it was: lmf {plan.objective.name} --config {plan.settings.output}/run.toml --resume"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON gives it back."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,89 @@
+"""The record of a run, in its output folder: what was run, with what, and how it went.
+
+``lmf.json`` names every plugin and version, every setting, the data by their hash, and the
+result. ``run.toml`` holds the settings alone, to run them again. ``log.jsonl`` has one line
+for each optimizer step and each evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, LmfError
+
+RUN_FILE = "lmf.json"
+SETTINGS_FILE = "run.toml"
+LOG_FILE = "log.jsonl"
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a file whole or not at all: beside it first, then by rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(partial).replace(file)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_run(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a run."""
+    write_file(folder / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the record of a run.
+
+    Raises:
+        LmfError: There is none, or it is damaged.
+    """
+    file = folder / RUN_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return dict(record) | {"settings": dict(record["settings"])}
+    except FileNotFoundError:
+        raise LmfError(f"{folder} holds no run of lmf: {RUN_FILE} is missing.") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise LmfError(f"{file} is damaged: {type(error).__name__}: {error}.") from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the log of a run; a last line that was cut while being written is left out.
+
+    Raises:
+        DataError: Another line is damaged.
+    """
+    file = folder / LOG_FILE
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise DataError(f"{file}:{number}: not a line of JSON.") from None
+    return entries
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the folders of the runs in and under a folder, not looking inside a run."""
+    if (folder / RUN_FILE).exists():
+        return [folder]
+    if not folder.is_dir():
+        return []
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [run for child in inner for run in find_runs(child)]

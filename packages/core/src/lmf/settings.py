@@ -1,0 +1,55 @@
+"""The settings that every training run has, whatever is learned and however."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .config import option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """The settings of a run. Those of its objective and its method come beside them."""
+
+    model: str = option(help="Base model: a folder, a GGUF file, a checkpoint name (lmf models) or a hub id.")
+    data: tuple[str, ...] = option(help="Training data: files, folders or data set names; give it again for more.")
+    output: Path = option(Path("out"), "Folder for the tuned model; must not exist yet.")
+    overwrite: bool = option(False, "Replace an earlier run in the output folder.")
+    resume: bool = option(False, "Continue the interrupted run in the output folder.")
+
+    template: str | None = option(None, "Conversation template; the model's own where it is known.")
+    max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
+    too_long: Literal["error", "skip", "cut"] = option("error", "What to do with longer conversations.")
+
+    eval_data: tuple[str, ...] = option((), "Held-out data to measure the loss on.")
+    eval_split: float = option(0.0, "Share of the training data to hold out instead.", min=0, max=0.5)
+    eval_every: int | None = option(None, "Optimizer steps between two evaluations; each epoch by default.", min=1)
+    patience: int | None = option(None, "Stop after this many evaluations without a better loss.", min=1)
+
+    epochs: float = option(1.0, "Passes over the data; --steps overrides it.", above=0)
+    steps: int | None = option(None, "Optimizer steps.", min=1)
+    batch_size: int = option(16, "Conversations per optimizer step, over all devices.", min=1)
+    micro_batch_tokens: int = option(4096, "Most tokens in one forward pass; bounds the memory.", min=1)
+
+    optimizer: str = option("adamw", "Optimizer.")
+    learning_rate: float = option(2e-5, "Peak learning rate.", above=0, max=1)
+    schedule: Literal["linear", "cosine", "constant"] = option("cosine", "Course of the learning rate after warm-up.")
+    warmup: float = option(0.03, "Share of the steps over which the learning rate rises.", min=0, max=1)
+    weight_decay: float = option(0.0, "Decay of weights per step, relative to the rate; not on norms or biases.", min=0)
+    clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", min=0)
+
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision; bfloat16 where the hardware has it.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    attention: str | None = option(None, "Attention kernel; the fastest exact one by default.")
+    seed: int = option(0, "Seed of every random choice.", min=0)
+
+    save_every: int | None = option(None, "Optimizer steps between two checkpoints; each epoch by default.", min=1)
+    save_best: bool = option(True, "Give out the weights with the lowest held-out loss, not the last ones.")
+    keep: int = option(2, "Newest checkpoints to keep besides the best.", min=1)
+    sample: str | None = option(None, "A prompt to answer before and after training, to see the difference.")
+    log: tuple[str, ...] = option((), "Trackers to log to besides log.jsonl: tensorboard, wandb, trackio.")
+
+    allow_pickle: bool = option(False, "Load weights stored as pickle, which can run code; only from sources you trust.")
+    trust_remote_code: bool = option(False, "Run the Python code that the model's folder or repository brings.")

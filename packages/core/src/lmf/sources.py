@@ -1,0 +1,180 @@
+"""Finds the model that somebody asked for, and checks its files before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, LmfError, UnknownName, did_you_mean
+from .plugins import Plugins
+from .specs import Checkpoint, ModelSpec
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth", "*.pkl", "*.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        asked: What the user wrote.
+        path: A folder, or a hub id.
+        gguf: The GGUF file in the folder to read instead of safetensors.
+        template: The template that its checkpoint declares.
+    """
+
+    asked: str
+    path: str
+    gguf: str | None = None
+    template: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a hub id."""
+        return Path(self.path) if Path(self.path).is_dir() else None
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is made once and kept: ``LMF_CACHE``, or ``lmf`` in the user's cache."""
+    if own := os.environ.get("LMF_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmf"
+
+
+def find_model(name: str, plugins: Plugins, allow_pickle: bool = False) -> Source:
+    """Find a model by folder, GGUF file, checkpoint name or hub id, and check its files.
+
+    Raises:
+        UnknownName: Nothing is called that.
+        LmfError: The folder lacks what a model needs.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(name, str(path.parent), gguf=path.name)
+    if path.is_file():
+        raise ConfigError(f"--model {name} is a file; it must be a folder, a GGUF file, a checkpoint name or a hub id.")
+    if path.is_dir():
+        check_folder(path, allow_pickle)
+        return Source(name, str(path))
+    known = checkpoints(plugins)
+    if name in known:
+        checkpoint = known[name]
+        return Source(name, str(checkpoint.folder()), template=checkpoint.template)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
+        return Source(name, name)
+    if os.sep in name:
+        near = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+        raise ConfigError(f"--model {name}: no such folder ({path.absolute()}).{did_you_mean(path.name, near)}")
+    hints = plugins.models.hints or ["A folder needs a path (./NAME); a hub id needs its owner (OWNER/NAME)."]
+    raise UnknownName("model", name, known, hints)
+
+
+def checkpoints(plugins: Plugins) -> dict[str, Checkpoint]:
+    """Return every named checkpoint of every family; ``family:name`` too where two share a name."""
+    found: dict[str, Checkpoint] = {}
+    twice = set()
+    for _, spec in plugins.models.all():
+        for checkpoint in spec.checkpoints:
+            if checkpoint.name in found:
+                twice.add(checkpoint.name)
+            found[checkpoint.name] = found[f"{spec.name}:{checkpoint.name}"] = checkpoint
+    return {name: found[name] for name in found if name not in twice and (":" not in name or name.split(":")[1] in twice)}
+
+
+def family(model_type: str, plugins: Plugins) -> ModelSpec:
+    """Return the family that covers a ``model_type`` of config.json.
+
+    Raises:
+        UnknownName: No installed family does.
+        PluginError: Several do.
+    """
+    found = [(package, spec) for package, spec in plugins.models.all() if model_type in spec.model_types]
+    if len(found) == 1:
+        return found[0][1]
+    if not found:
+        known = sorted({name for _, spec in plugins.models.all() for name in spec.model_types})
+        raise UnknownName("model type", model_type, known, plugins.models.hints)
+    names = " and ".join(f"{package}:{spec.name}" for package, spec in found)
+    raise ConfigError(
+        f"{names} both cover models of type {model_type!r}.\n"
+        "Leave one out: LMF_DISABLE_PLUGINS=PACKAGE."
+    )
+
+
+def check_folder(folder: Path, allow_pickle: bool = False) -> None:
+    """Check that a folder holds config, tokenizer and whole safetensors weights.
+
+    Raises:
+        LmfError: Something is missing or cut, or weights are pickled and that is not allowed.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not (folder / "config.json").exists():
+        base = _json(adapter).get("base_model_name_or_path")
+        raise LmfError(f"{folder} holds an adapter for {base!r}, not a model. Give that model to --model.")
+    if not (folder / "config.json").exists():
+        raise LmfError(f"{folder} holds no model: config.json is missing.")
+    config = _json(folder / "config.json")
+    if not config.get("model_type"):
+        raise LmfError(f"{folder}/config.json has no model_type, so the architecture is unknown.")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise LmfError(f"{folder} holds no tokenizer: tokenizer.json is missing. Copy it from the base model.")
+    files = shards(folder)
+    for file in files:
+        check_safetensors(file)
+    if not files and not allow_pickle:
+        pickled = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)})
+        if pickled:
+            raise LmfError(
+                f"{folder} has its weights as pickle ({', '.join(pickled[:3])}), and loading a pickle can run code.\n"
+                "Convert it to safetensors, or add --allow-pickle if you trust where it comes from."
+            )
+        raise LmfError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)} is there.")
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model or an adapter, none of them outside the folder."""
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        if (folder / name).exists():
+            return [folder / name]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return []
+    names = sorted(set(_json(index).get("weight_map", {}).values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise LmfError(f"{index} names {name!r}, which is not a file in the same folder.")
+        if not (folder / name).exists():
+            raise LmfError(f"{folder} lacks {name}, which {index.name} names. Download the model again.")
+    return [folder / name for name in names]
+
+
+def check_safetensors(file: Path) -> dict[str, Any]:
+    """Check that a safetensors file is whole, and return its header."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            if length > min(size, 100_000_000):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise LmfError(f"{file} is not a safetensors file: {error}.") from None
+    if 8 + length + end != size:
+        raise LmfError(f"{file} has {size:,} bytes, but its header tells of {8 + length + end:,}: it is cut or damaged.")
+    return header
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise LmfError(f"{file} is not readable as JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise LmfError(f"{file} must hold a JSON object.")
+    return value

@@ -1,0 +1,317 @@
+"""What plugins describe: immutable values with a name.
+
+Nothing here imports torch, so every description can be listed in milliseconds. The
+callables in them may; they run only when the thing they build is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .config import check_declaration
+from .errors import PluginError
+from .settings import RunSettings
+from .template import Message
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .encode import Encoder, Example
+    from .packing import Batch
+
+Conversation = tuple[Message, ...]
+Kind = Literal["conversation", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a data file, understood.
+
+    Attributes:
+        where: The file and line it comes from, or the file and its number in it.
+        data: A conversation, or a text.
+    """
+
+    where: str
+    data: Conversation | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Weights that have a name.
+
+    Attributes:
+        name: What to write after ``--model``.
+        summary: One line for ``lmf models``.
+        folder: Returns the folder of the model, making it on first use.
+        template: The template it was trained with; the family's by default.
+    """
+
+    name: str
+    summary: str
+    folder: Callable[[], Path]
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What lmf must know about one family of models.
+
+    Attributes:
+        name: The family, for example ``llama``.
+        model_types: The ``model_type`` values in config.json that it covers.
+        template: The template for a model of the family that brings none of its own.
+        layers: The dotted path from the model to its list of decoder layers.
+        projections: Names of the linear layers that adapters attach to by default.
+        checkpoints: Weights of the family that have a name.
+    """
+
+    name: str
+    model_types: frozenset[str] = frozenset()
+    template: str
+    layers: str = "model.layers"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+
+class Tuner:
+    """What a tuning method does to one model during one run.
+
+    The run calls ``prepare`` once, ``groups`` once, ``before_step`` before every optimizer
+    step, and ``save`` for every checkpoint. The defaults train every parameter.
+    """
+
+    def prepare(self, model: nn.Module, new_tokens: Sequence[int] = ()) -> nn.Module:
+        """Freeze or wrap the model; parameters that require gradients are trained.
+
+        Args:
+            model: The base model, every parameter requiring gradients.
+            new_tokens: Ids of tokens that the template uses and the base never learned;
+                their embeddings must be among what is trained.
+        """
+        return model
+
+    def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; matrices decay, norms and biases do not."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim >= 2]
+        plain = [p for p in trained if p.ndim < 2]
+        groups = [(decayed, weight_decay), (plain, 0.0)]
+        return [{"params": ps, "lr": learning_rate, "weight_decay": decay} for ps, decay in groups if ps]
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Change what is trained. ``step`` counts optimizer steps from 0."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the prepared model into a folder, in the form that transformers or peft load."""
+        model.save_pretrained(folder)
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put what ``save`` wrote back into a prepared model, bit for bit.
+
+        Raises:
+            LmfError: A tensor is missing, foreign, of another shape, or not finite.
+        """
+        from .models import load_weights
+
+        load_weights(model, folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningMethod:
+    """A way to tune a model: which parameters learn.
+
+    Attributes:
+        name: The name in ``lmf OBJECTIVE NAME``.
+        summary: One line for ``lmf train --help``.
+        options: A dataclass of ``lmf.option`` fields; each becomes a flag.
+        build: Makes the tuner from the options and the model's family.
+    """
+
+    name: str
+    summary: str
+    options: type
+    build: Callable[[Any, ModelSpec], Tuner]
+
+    def __post_init__(self) -> None:
+        _check_options("tuning method", self.name, self.options)
+
+
+class Criterion:
+    """What an objective does with data and model during one run.
+
+    The defaults are next-token prediction: the loss is the negative log-likelihood of
+    the labelled tokens, in nats.
+    """
+
+    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
+        """Turn records into token ids with labels."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss **summed** over what counts, a scalar.
+
+        The run divides by the sum of ``batch.weight`` over a whole optimizer step and all
+        devices, so neither micro-batches nor devices change the result.
+        """
+        from .packing import token_loss
+
+        return token_loss(model, batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is learned.
+
+    Attributes:
+        name: The name in ``lmf NAME METHOD``.
+        summary: One line for ``lmf --help``.
+        data: The kind of records it learns from.
+        options: A dataclass of ``lmf.option`` fields; each becomes a flag.
+        build: Makes the criterion from the options.
+    """
+
+    name: str
+    summary: str
+    data: Kind
+    options: type
+    build: Callable[[Any], Criterion]
+
+    def __post_init__(self) -> None:
+        _check_options("objective", self.name, self.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """An optimizer.
+
+    Attributes:
+        name: The name in ``--optimizer NAME``.
+        summary: One line for ``lmf plugins``.
+        build: Makes it from parameter groups; each has ``params``, ``lr`` and ``weight_decay``.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """An implementation of attention.
+
+    Attributes:
+        name: The name in ``--attention NAME``.
+        summary: One line for ``lmf plugins``.
+        why_not: Why it cannot run on this machine, or None if it can.
+        load: Imports it and returns the name to give to transformers.
+    """
+
+    name: str
+    summary: str
+    why_not: Callable[[], str | None]
+    load: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFormat:
+    """A shape that records come in.
+
+    Attributes:
+        name: The name that reports use.
+        summary: One line for ``lmf plugins``.
+        data: The kind of record it gives.
+        example: A record in this format, as JSON text for error messages.
+        matches: Whether a JSON object looks like this format, judged by its keys.
+        read: Turns the object into a conversation or a text. Raises ``DataError`` that
+            names the key; the reader adds file and line.
+    """
+
+    name: str
+    summary: str
+    data: Kind
+    example: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any]], Conversation | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """Data that have a name.
+
+    Attributes:
+        name: What to write after ``--data``.
+        summary: One line for ``lmf plugins``.
+        source: Where the data come from, and their licence.
+        files: Returns the files.
+    """
+
+    name: str
+    summary: str
+    source: str
+    files: Callable[[], Sequence[Path]]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question of a benchmark.
+
+    Attributes:
+        messages: The conversation up to the reply.
+        answer: The reference answer; one of ``choices`` if there are any.
+        choices: The possible replies; empty if the model writes freely.
+    """
+
+    messages: Conversation
+    answer: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalTask:
+    """A benchmark.
+
+    Attributes:
+        name: The name in ``lmf eval --task NAME``.
+        source: The paper or data set it comes from.
+        version: Raised whenever the same model could get another score.
+        problems: Reads the problems from a folder of data files.
+        score: The score of a reply, from 0 to 1. With choices it gets the most likely
+            one, otherwise what the model wrote.
+    """
+
+    name: str
+    source: str
+    version: int
+    problems: Callable[[Path], Iterable[Problem]]
+    score: Callable[[Problem, str], float] = lambda problem, reply: float(reply == problem.answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command that a plugin adds to ``lmf``.
+
+    Attributes:
+        name: The name in ``lmf NAME``.
+        app: A Typer application, or a function that Typer can turn into one.
+    """
+
+    name: str
+    app: Any
+
+
+def _check_options(kind: str, name: str, options: type) -> None:
+    if not (isinstance(options, type) and is_dataclass(options)):
+        raise PluginError(f"options of the {kind} {name!r} must be a dataclass of lmf.option fields")
+    try:
+        check_declaration(options)
+    except PluginError as error:
+        raise PluginError(f"options of the {kind} {name!r}: {error}") from None
+    reserved = {"config", "help", "method", "objective"}  # flags and file keys that are no setting
+    taken = {f.name for f in fields(options)} & ({f.name for f in fields(RunSettings)} | reserved)
+    if taken:
+        raise PluginError(f"option {min(taken)!r} of the {kind} {name!r} is already a setting of every run")

@@ -1,0 +1,368 @@
+"""One training run, from a plan to a saved model, read top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from . import checkpoint, generate, packing
+from .config import to_toml
+from .encode import Example
+from .errors import Interrupted, LmfError
+from .guard import Stop, lock
+from .packing import Batch
+from .plan import Plan
+from .prepare import Learner, Material, encode_data, load_learner
+from .report import Reporter
+from .runs import LOG_FILE, SETTINGS_FILE, read_log, write_file, write_run
+
+
+def train(plan: Plan, report: Reporter | None = None) -> Path:
+    """Run a plan and return its output folder.
+
+    Raises:
+        LmfError: The run cannot be done, diverged, or was interrupted; the message says what is left.
+    """
+    report = report or Reporter()
+    settings, output = plan.settings, plan.settings.output
+    accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
+    torch.manual_seed(settings.seed)
+    material = encode_data(plan, report)
+    learner = load_learner(plan, material, accelerator.device, report)
+    check_saving(learner, material, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    with lock(output) if accelerator.is_main_process else contextlib.nullcontext():
+        if settings.overwrite and accelerator.is_main_process:
+            clear(output)
+        accelerator.wait_for_everyone()
+        _Run(plan, material, learner, accelerator, report).work()
+    return output
+
+
+class _Run:
+    """The loop and what it keeps from step to step."""
+
+    def __init__(self, plan: Plan, material: Material, learner: Learner, accelerator: Accelerator, report: Reporter):
+        self.plan, self.settings, self.output = plan, plan.settings, plan.settings.output
+        self.material, self.learner, self.report = material, learner, report
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.model = learner.model
+        self.wrapped = accelerator.prepare_model(learner.model)
+        groups = learner.tuner.groups(self.model, self.settings.learning_rate, self.settings.weight_decay)
+        self.optimizer = plan.optimizer.build(groups)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
+        self.steps = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.per_epoch))
+        self.warmup = min(math.ceil(self.settings.warmup * self.steps), self.steps - 1)
+        self.done = 0
+        self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
+        self.since_best = 0  # evaluations since then
+        self.record: dict[str, Any] = {}
+
+    def work(self) -> None:
+        """Train until the last step, an early stop or a signal, and save."""
+        if self.settings.resume:
+            self._resume()
+        self._write_record("running")
+        if self.settings.log:
+            self.accelerator.init_trackers("lmf", config={k: str(v) for k, v in self.plan.values().items()})
+        if not self.done:
+            self._sample("before")
+            self._evaluate()
+        status = "finished"
+        self.report.start(self.done, self.steps)
+        try:
+            with Stop().listening() as stop:
+                status = self._loop(stop)
+        finally:
+            self.report.end()
+        self._finish(status)
+
+    def _loop(self, stop: Stop) -> str:
+        settings, tuner = self.settings, self.learner.tuner
+        chunks = packing.batches(self.material.train, settings.batch_size, settings.seed, self.done, self.steps)
+        self.wrapped.train()
+        for chunk in chunks:
+            start = time.perf_counter()
+            tuner.before_step(self.done, self.optimizer)
+            factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            entry = self._step(chunk)
+            self.done += 1
+            tokens = sum(len(e.ids) for e in chunk)
+            entry = {
+                "step": self.done,
+                "epoch": round(self.done / self.per_epoch, 4),
+                **entry,
+                "learning_rate": settings.learning_rate * factor,
+                "tokens": tokens,
+                "trained_tokens": sum(e.weight for e in chunk),
+                "tokens_per_second": round(tokens / (time.perf_counter() - start), 1),
+                "memory_bytes": peak_memory(self.device),
+            }
+            self._log(entry)
+            self.report.step(entry)
+            improved = self._due(settings.eval_every) and self._evaluate()
+            if stop.signal is not None and self.done < self.steps:
+                self._stop(stop.signal)
+            if self._due(settings.save_every) or (improved and settings.save_best):
+                self._save()
+            if settings.patience and self.since_best >= settings.patience and self.done < self.steps:
+                self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
+                return "stopped early"
+        return "finished"
+
+    def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
+        """Do one optimizer step over the examples of all devices. Returns its loss and gradient norm."""
+        settings = self.settings
+        ranks = self.accelerator.num_processes
+        weight = sum(e.weight for e in chunk)
+        mine = packing.share(chunk, self.accelerator.process_index, ranks)
+        idle = not mine  # fewer examples than devices: this one takes part with a weight of nothing
+        mine = mine or chunk[:1]
+        batches = [self._batch(m) for m in packing.micro_batches(mine, settings.micro_batch_tokens, self.learner.packed)]
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped), self._precision():
+                loss = self.material.criterion.loss(self.wrapped, batch) / weight
+            loss = loss * 0 if idle else loss
+            self.accelerator.backward(loss * ranks)
+            losses.append(loss.detach())
+        total = self.accelerator.reduce(torch.stack(losses).sum()).item()
+        limit = settings.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self._diverged(total, norm, losses, batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "gradient_norm": norm}
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        low = self.learner.compute != torch.float32
+        return torch.autocast(self.device.type, self.learner.compute) if low else contextlib.nullcontext()
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss in nats per token; tell whether it is the lowest so far."""
+        examples = self.material.held_out
+        if not examples:
+            return False
+        self.wrapped.eval()
+        mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad(), self._precision():
+            for part in packing.micro_batches(mine, self.settings.micro_batch_tokens, self.learner.packed):
+                total += self.material.criterion.loss(self.wrapped, self._batch(part)).double()
+        self.wrapped.train()
+        loss = self.accelerator.reduce(total).item() / sum(e.weight for e in examples)
+        entry = {"step": self.done, "eval_loss": loss}
+        self._log(entry)
+        self.report.evaluated(entry)
+        if self.best is not None and not loss < self.best["loss"]:
+            self.since_best += 1
+            return False
+        self.best, self.since_best = {"step": self.done, "loss": loss}, 0
+        return self.done > 0
+
+    def _due(self, every: int | None) -> bool:
+        return self.done % (every or self.per_epoch) == 0 or self.done == self.steps
+
+    def _save(self) -> Path:
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.output,
+                self.done,
+                lambda folder: self.learner.tuner.save(self.model, folder),
+                self.model,
+                self.optimizer,
+                {"best": self.best, "since_best": self.since_best},
+            )
+            best = checkpoint.name(self.best["step"]) if self.best else None
+            checkpoint.prune(self.output, self.settings.keep, best)
+        self.accelerator.wait_for_everyone()
+        return self.output / checkpoint.FOLDER / checkpoint.name(self.done)
+
+    def _resume(self) -> None:
+        folder, skipped = checkpoint.find(self.output)
+        for reason in skipped:
+            self.report.note(reason)
+        if folder is None:
+            raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
+        self.learner.tuner.load(self.model, folder)
+        state = checkpoint.load(folder, self.model, self.optimizer)
+        self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
+        if self.accelerator.is_main_process:
+            write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        self.report.note(f"resumed from {folder.name}")
+
+    def _stop(self, signal: int) -> None:
+        folder = self._save()
+        self._write_record("interrupted")
+        raise Interrupted(
+            f"Stopped after step {self.done} of {self.steps}; saved {folder}.\n"
+            f"Continue: lmf {self.plan.objective.name} --config {self.output / SETTINGS_FILE} --resume",
+            signal,
+        )
+
+    def _diverged(self, loss: float, norm: float, losses: Sequence[torch.Tensor], batches: Sequence[Batch]) -> None:
+        bad = [b for part, b in zip(losses, batches, strict=True) if not torch.isfinite(part)] or list(batches)
+        where = [name for batch in bad for name in batch.where]
+        parameter = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), None)
+        folder, _ = checkpoint.find(self.output)
+        self._write_record("diverged")
+        raise LmfError(
+            f"Step {self.done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was learned from this step.\n"
+            f"Records of that batch: {', '.join(where[:8])}{f' and {len(where) - 8} more' if len(where) > 8 else ''}.\n"
+            + (f"First parameter with a bad gradient: {parameter}.\n" if parameter else "")
+            + (f"The last good checkpoint is {folder}. " if folder else "There is no checkpoint yet. ")
+            + "Try a lower --learning-rate, or look at these records."
+        )
+
+    def _finish(self, status: str) -> None:
+        """Save the model that the run gives out, and close the record."""
+        if self.settings.save_best and self.best and self.best["step"] not in (0, self.done):
+            self.learner.tuner.load(self.model, self.output / checkpoint.FOLDER / checkpoint.name(self.best["step"]))
+            self.report.note(f"giving out the weights of step {self.best['step']}, which had the lowest held-out loss")
+        if self.accelerator.is_main_process:
+            save_model(self.learner, self.material, self.output)
+        self._sample("after")
+        self.record["ended"] = status
+        self._write_record("finished")
+        self.accelerator.end_training()
+
+    def _sample(self, when: str) -> None:
+        if self.settings.sample and self.accelerator.is_main_process:
+            text = generate.reply(self.model, self.material.tokenizer, self.material.encoder, self.settings.sample)
+            self.report.sample(when, self.settings.sample, text)
+            self.record[f"sample_{when}"] = text
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.output / LOG_FILE).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            if self.settings.log:
+                self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+
+    def _write_record(self, status: str) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        plan = self.plan
+        values = plan.values()
+        self.record |= {
+            "status": status,
+            "steps": self.done,
+            "best": self.best,
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+            "family": plan.plugins.models.qualified(self.learner.spec),
+            "template": plan.plugins.templates.qualified(self.material.template) if self.material.template else None,
+            "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
+            "new_tokens": list(self.learner.new_tokens),
+            "data": [dataclasses.asdict(source) for source in plan.data.sources],
+            "held_out_data": [dataclasses.asdict(source) for source in plan.held_out.sources],
+            "plugins": {p.package: p.version for p in plan.plugins.installed if not p.problem},
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")},
+            "python": platform.python_version(),
+            "device": str(self.device),
+            "processes": self.accelerator.num_processes,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        kept = {k: v for k, v in values.items() if k not in ("resume", "overwrite") and v not in (None, ())}
+        write_file(self.output / SETTINGS_FILE, to_toml(kept))
+        write_run(self.output, self.record)
+
+
+def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
+    """Return the factor of the peak learning rate at a step counted from 0.
+
+    It rises in equal parts to 1 at step ``warmup - 1``, then follows the kind down to 0 after
+    the last step: ``linear``, ``cosine`` (half a wave, arXiv 1608.03983) or ``constant``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if kind == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far in bytes: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
+    """Try before the first step what could fail after the last: what is saved beside the weights, and disk space.
+
+    Raises:
+        LmfError: It cannot be saved, or the disk is too small.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _save_extras(learner, material, Path(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise LmfError(f"The tuned model could not be saved with this configuration: {' '.join(str(error).split())}") from error
+    trained = sum(p.numel() * p.element_size() for p in learner.model.parameters() if p.requires_grad)
+    output = plan.settings.output.absolute()
+    existing = next(p for p in [output, *output.parents] if p.exists())
+    checkpoint.check_space(existing, trained * (3 * (plan.settings.keep + 2) + 1))
+
+
+def save_model(learner: Learner, material: Material, output: Path) -> None:
+    """Write what the run gives out, so that transformers or peft load the folder unaided.
+
+    Raises:
+        LmfError: It could not be written; the checkpoints are untouched.
+    """
+    partial = output / ".model.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        learner.tuner.save(learner.model, partial)
+        _save_extras(learner, material, partial)
+        for path in sorted(partial.iterdir()):
+            path.replace(output / path.name)
+        partial.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise LmfError(checkpoint.cannot_write(output, error)) from error
+
+
+def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
+    """Write the tokenizer with its chat template, and the generation config with its stop ids."""
+    material.tokenizer.save_pretrained(folder)
+    base = learner.model.get_base_model() if hasattr(learner.model, "get_base_model") else learner.model
+    base.generation_config.save_pretrained(folder)
+
+
+def clear(output: Path) -> None:
+    """Delete an earlier run."""
+    for path in output.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()

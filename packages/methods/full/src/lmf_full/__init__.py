@@ -1,0 +1,47 @@
+"""Full fine-tuning, and freezing all but some layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmf import ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullOptions:
+    """Full fine-tuning has no settings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreezeOptions:
+    """Which parts are trained; the rest is frozen."""
+
+    last_layers: int = option(0, "Train this many decoder layers from the top.", min=0)
+    first_layers: int = option(0, "Train this many decoder layers from the bottom.", min=0)
+    modules: tuple[str, ...] = option((), "Train the modules whose dotted name has this part, like mlp or lm_head.")
+
+
+def build_freeze(options: FreezeOptions, spec: ModelSpec) -> Tuner:
+    from .freeze import FreezeTuner
+
+    if not (options.last_layers or options.first_layers or options.modules):
+        raise ConfigError("freeze trains nothing so far: give --last-layers, --first-layers or --modules.")
+    return FreezeTuner(options, spec)
+
+
+@hookimpl
+def lmf_methods() -> list[TuningMethod]:
+    return [
+        TuningMethod(
+            name="full",
+            summary="Train every parameter.",
+            options=FullOptions,
+            build=lambda options, spec: Tuner(),
+        ),
+        TuningMethod(
+            name="freeze",
+            summary="Train some layers or modules and freeze the rest.",
+            options=FreezeOptions,
+            build=build_freeze,
+        ),
+    ]
