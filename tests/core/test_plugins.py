@@ -155,7 +155,7 @@ BAD = {
         HEAD + "template(reply='{content}')\n",
         "template 'bad': reply must end with the first of stop, so that it is learned",
     ),
-    "no hooks": ("import lmf\n", "defines no hook; there are lmf_models, lmf_templates, "),
+    "no hooks": ("import lmf\n", "defines no hook of lmf.hookspecs"),
     "no decorator": (HEAD + "def lmf_templates():\n    return [template()]\n", "the function lmf_templates lacks the"),
     "hook with an argument": (HEAD + "@lmf.hookimpl\ndef lmf_templates(config):\n    return [template()]\n", "Plugin "),
     "unknown hook": (hook("return []", "lmf_tasksets"), "there is no hook 'lmf_tasksets'. Did you mean 'lmf_tasks'?"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from lmf import ConfigError, Plugins, PluginError
+from lmf import ConfigError, PluginError, Plugins
 from lmf.errors import did_you_mean
 from typer.core import TyperGroup
 from typer.main import get_command

@@ -36,7 +36,9 @@ def group(plugins: Plugins, objective: str, run: Callable[[Plan], None]) -> type
                 args = [_method_from_file(goal, args, plugins), *args]
             return super().parse_args(ctx, args)
 
-    return typer.Typer(cls=Methods, add_completion=False, no_args_is_help=True, callback=lambda: None, help=goal.summary)
+    return typer.Typer(
+        cls=Methods, add_completion=False, no_args_is_help=True, callback=lambda: None, help=goal.summary
+    )
 
 
 def plan_group(plugins: Plugins) -> typer.Typer:
@@ -61,8 +63,17 @@ def start(plan: Plan) -> None:
     progress.note(f"lmf {plan.objective.name} {plan.method.name}: loading")
     from lmf.training import train  # torch is imported here, not for --help
 
+    quiet()
     folder = train(plan, progress)
     progress.done(folder)
+
+
+def quiet() -> None:
+    """Silence the progress bars and advice of transformers; what matters is told by the run itself."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def show(plan: Plan) -> None:
@@ -116,11 +127,15 @@ def _method_from_file(goal: Objective, args: list[str], plugins: Plugins) -> str
             file = arg.removeprefix("--config=")
     methods = ", ".join(plugins.methods)
     if file is None:
-        raise ConfigError(f"lmf {goal.name} needs a method before its flags: lmf {goal.name} METHOD. Methods: {methods}.")
+        raise ConfigError(
+            f"lmf {goal.name} needs a method before its flags: lmf {goal.name} METHOD. Methods: {methods}."
+        )
     values = read_toml(Path(file))
     own = values.get("objective", goal.name)
     if own not in (goal.name, f"{plugins.objectives.qualified(goal)}"):
         raise ConfigError(f"{file} is a run of the objective {own!r}: lmf {own.rpartition(':')[2]} --config {file}")
     if not isinstance(values.get("method"), str):
-        raise ConfigError(f'{file} names no method. Add method = "NAME", or write lmf {goal.name} NAME. Methods: {methods}.')
+        raise ConfigError(
+            f'{file} names no method. Add method = "NAME", or write lmf {goal.name} NAME. Methods: {methods}.'
+        )
     return values["method"]

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,7 +65,9 @@ def models(plugins: Plugins) -> Callable[..., None]:
             return
         _table(["checkpoint", "what it is"], [[name, c.summary] for name, c in checkpoints(plugins).items()])
         print()
-        rows = [[s.name, ", ".join(sorted(s.model_types)), s.template] for _, s in plugins.models.all() if s.model_types]
+        rows = [
+            [s.name, ", ".join(sorted(s.model_types)), s.template] for _, s in plugins.models.all() if s.model_types
+        ]
         _table(["family", "model types", "default template"], rows)
 
     return run
@@ -105,7 +108,7 @@ def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
             f"{', '.join(owners)} also installs a script named lmf ({script}); whichever came last owns it.\n"
             "     Use python -m lmf_cli, or separate environments.",
         )
-    elif script and os.path.dirname(script) != os.path.dirname(sys.executable):
+    elif script and Path(script).parent != Path(sys.executable).parent:
         yield False, f"the lmf on PATH is {script}, not that of this Python ({sys.executable}); use python -m lmf_cli"
     else:
         yield True, "the script lmf is ours"
@@ -113,7 +116,10 @@ def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
         try:
             have = version(package)
         except PackageNotFoundError:
-            yield package == "peft", f"{package} is not installed" + ("" if package == "peft" else ": pip install lmf-core[torch]")
+            yield (
+                package == "peft",
+                f"{package} is not installed" + ("" if package == "peft" else ": pip install lmf-core[torch]"),
+            )
             continue
         numbers = tuple(int(part) for part in have.split("+")[0].split(".")[:2] if part.isdigit())
         yield numbers >= least, f"{package} {have} ({'.'.join(map(str, least))} or newer)"

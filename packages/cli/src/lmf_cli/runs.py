@@ -38,7 +38,12 @@ def show(folder: Folder, json: Json = False) -> None:
         return
     result = {"status": run["status"], "steps": run["steps"], **(run["best"] or {})}
     settings = {k: v for k, v in run["settings"].items() if v not in (None, [], False)}
-    for title, part in (("result", result), ("settings", settings), ("plugins", run["plugins"]), ("versions", run["versions"])):
+    for title, part in (
+        ("result", result),
+        ("settings", settings),
+        ("plugins", run["plugins"]),
+        ("versions", run["versions"]),
+    ):
         _table([title, ""], [[key, str(value)] for key, value in part.items()])
         print()
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from lmf import ConfigError, Plugins
 
+from .learn import quiet
+
 
 def generate(plugins: Plugins) -> Callable[..., None]:
     """Return the command ``lmf generate``."""
@@ -26,6 +28,7 @@ def generate(plugins: Plugins) -> Callable[..., None]:
             raise ConfigError(f"--temperature is {temperature}; it must be from 0 to 10.")
         from lmf.generate import open_model, reply
 
+        quiet()
         chatter = open_model(model, plugins, template)
         reply(
             chatter.model,

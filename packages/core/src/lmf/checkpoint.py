@@ -153,7 +153,7 @@ def optimizer_state(
 
 def random_state() -> dict[str, torch.Tensor]:
     """Return the state of every global random generator, as tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    _, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
@@ -205,7 +205,9 @@ def cannot_write(path: Path, error: Exception) -> str:
             f"{path} could not be written: the disk is full ({free:,} bytes left).\n"
             "Free some space and continue with --resume; earlier checkpoints are untouched."
         )
-    return f"{path} could not be written: {getattr(error, 'strerror', None) or error}. Earlier checkpoints are untouched."
+    return (
+        f"{path} could not be written: {getattr(error, 'strerror', None) or error}. Earlier checkpoints are untouched."
+    )
 
 
 def _sync(path: Path) -> None:

@@ -223,7 +223,9 @@ class _Parts:
         for id, start, end in pairs:
             if id in self._controls:  # the vocabulary itself has the piece: write it in two halves
                 if end - start < 2:
-                    raise LmfError(f"{text[start:end]!r} is a control token of this tokenizer and cannot be plain text.")
+                    raise LmfError(
+                        f"{text[start:end]!r} is a control token of this tokenizer and cannot be plain text."
+                    )
                 head, tail = text[: start + 1], text[start + 1 :]
                 offset = len(head)
                 return self._plain_ids(head, glued) + [(i, s + offset) for i, s in self._plain_ids(tail, True)]

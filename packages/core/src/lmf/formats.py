@@ -54,14 +54,14 @@ def _misplaced(role: Role, previous: Message | None) -> str:
 
 
 def _messages(record: Mapping[str, Any]) -> Conversation:
-    turns = _system(record, "messages")
+    turns = _system(record, "system", "messages")
     for number, item in enumerate(_list("messages", record["messages"])):
         turns.append(_turn(f"messages[{number}]", item, "role", "content", _ROLES))
     return conversation(turns)
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Conversation:
-    turns = _system(record, "conversations")
+    turns = _system(record, "system", "conversations")
     for number, item in enumerate(_list("conversations", record["conversations"])):
         openai = isinstance(item, dict) and "role" in item and "from" not in item
         keys = ("role", "content") if openai else ("from", "value")
@@ -70,7 +70,7 @@ def _sharegpt(record: Mapping[str, Any]) -> Conversation:
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
-    turns = _system(record, "instruction", "output", "input", "history")
+    turns = _system(record, "system", "instruction", "output", "input", "history")
     for number, pair in enumerate(_list("history", [] if record.get("history") is None else record["history"])):
         path = f"history[{number}]"
         if not isinstance(pair, list) or len(pair) != 2:
@@ -84,7 +84,7 @@ def _alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _text2text(record: Mapping[str, Any]) -> Conversation:
-    turns = _system(record, "input", "output")
+    turns = _system(record, "system", "input", "output")
     turns += [_said("user", "input", record["input"]), _said("assistant", "output", record["output"])]
     return conversation(turns)
 
@@ -97,13 +97,12 @@ def _document(record: Mapping[str, Any]) -> str:
 
 
 def _system(record: Mapping[str, Any], *keys: str) -> list[tuple[str, Message]]:
-    """Begin a conversation with the key ``system``, after a look at the keys beside ``keys``."""
+    """Begin a conversation with the text of the key ``system``, if keys that are not among ``keys`` do no harm."""
     _refuse_unsupported("", record)
-    if len(record) > len(keys):
-        for key in record:
-            meant = _misspelled(key, ("system", *keys))
-            if meant and meant not in record:
-                raise DataError(f"the key {key!r} is unknown. Did you mean {meant!r}?")
+    for key in record:
+        meant = "" if key in keys else _misspelled(key, keys)
+        if meant and meant not in record:
+            raise DataError(f"the key {key!r} is unknown. Did you mean {meant!r}?")
     system = record.get("system")
     return [] if system in (None, "") else [_said("system", "system", system)]
 
@@ -112,7 +111,7 @@ def _system(record: Mapping[str, Any], *keys: str) -> list[tuple[str, Message]]:
 def _misspelled(key: str, known: tuple[str, ...]) -> str:
     """Return the known key that ``key`` nearly spells; keys that resemble none are the data's own notes."""
     close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.8)
-    return close[0] if close and key not in known else ""
+    return close[0] if close else ""
 
 
 def _turn(path: str, item: Any, role_key: str, text_key: str, roles: Mapping[str, Role]) -> tuple[str, Message]:
@@ -125,11 +124,11 @@ def _turn(path: str, item: Any, role_key: str, text_key: str, roles: Mapping[str
     name = item[role_key]
     role = roles.get(name) if isinstance(name, str) else None
     if role is None:
-        raise DataError(f"{path}.{role_key} is {reprlib.repr(name)}; {_unknown_role(name, roles)}")
+        raise DataError(f"{path}.{role_key} is {noun(name)}; {_no_role(name, roles)}")
     return path, Message(role, _text(f"{path}.{text_key}", item[text_key]))
 
 
-def _unknown_role(name: Any, roles: Mapping[str, Role]) -> str:
+def _no_role(name: Any, roles: Mapping[str, Role]) -> str:
     if name in ("function", "function_call", "observation"):
         return "lmf cannot learn from tool calls yet."
     return f"roles are {', '.join(roles)}.{did_you_mean(str(name)[:100], roles)}"

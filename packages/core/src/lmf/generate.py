@@ -154,4 +154,3 @@ def _streamer(tokenizer: PreTrainedTokenizerBase, stream: Callable[[str], None] 
             stream(text)
 
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-

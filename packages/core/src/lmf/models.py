@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .plugins import Plugins
 
-PROBE = [Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four")]
+PROBE = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
 
 
 def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -75,7 +75,10 @@ def load_model(
         model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
     for problem, names in (
         ("lacks weights", info["missing_keys"]),
-        ("has weights of another shape", [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]),
+        (
+            "has weights of another shape",
+            [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]],
+        ),
     ):
         if names:
             raise LmfError(f"{source.asked} {problem} for {_some(names)}: they would be random. Download it again.")
@@ -136,6 +139,8 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Template | None:
     """Return the installed template that renders what the tokenizer's own chat template does, or None.
 
+    What must agree is the prompt of a reply, with a history, with and without a system message.
+
     Raises:
         LmfError: The tokenizer has a chat template, and no installed one renders the same.
     """
@@ -146,13 +151,13 @@ def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Temp
     def own(talk: Sequence[Message]) -> str | None:
         messages = [{"role": m.role, "content": m.content} for m in talk]
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError:  # it has no place for a system message
             return None
 
     def ours(template: Template, talk: Sequence[Message]) -> str | None:
         try:
-            pieces = template.render(talk, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+            pieces = template.render(talk, reply=True, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
         except DataError:
             return None
         return "".join(piece.text for piece in pieces)

@@ -11,6 +11,7 @@ counted predictions, V the vocabulary.
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def attention(
     assert cu_seq_lens_q is not None and attention_mask is None
     bounds = cu_seq_lens_q.tolist()
     outputs = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
         if softcap is not None:
             outputs.append(_capped(q, k, v, scaling, dropout, sliding_window, softcap))

@@ -249,7 +249,7 @@ class Plugins:
             if hook not in callers and callable(getattr(module, hook, None)):
                 raise PluginError(f"the function {hook} lacks the decorator @lmf.hookimpl")
         if not callers:
-            raise PluginError(f"defines no hook; there are {', '.join(self.registries)}")
+            raise PluginError("defines no hook of lmf.hookspecs")
         return found
 
 

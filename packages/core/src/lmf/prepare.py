@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from . import packing
-from .encode import IGNORED, Encoder, Example
+from .encode import Encoder, Example
 from .errors import ConfigError, DataError
 from .models import load_model, load_tokenizer, match_template
 from .plan import Plan
@@ -116,7 +116,9 @@ def fit(examples: Sequence[Example], settings: RunSettings, name: str, report: R
             "Raise --max-tokens, or choose --too-long skip or --too-long cut."
         )
     if long:
-        report.note(f"{len(long):,} {name} examples longer than {limit} tokens: {'left out' if policy == 'skip' else 'cut'}")
+        report.note(
+            f"{len(long):,} {name} examples longer than {limit} tokens: {'left out' if policy == 'skip' else 'cut'}"
+        )
     kept = [
         e if len(e.ids) <= limit else Example(e.ids[:limit], e.labels[:limit], e.where)
         for e in examples
@@ -125,7 +127,9 @@ def fit(examples: Sequence[Example], settings: RunSettings, name: str, report: R
     learned = [e for e in kept if e.weight]
     if len(learned) < len(kept):
         first = next(e for e in kept if not e.weight)
-        report.note(f"{len(kept) - len(learned):,} {name} examples without a token to learn left out, first {first.where}")
+        report.note(
+            f"{len(kept) - len(learned):,} {name} examples without a token to learn left out, first {first.where}"
+        )
     if not learned:
         raise DataError(
             f"None of the {len(examples):,} {name} examples has a token to learn within --max-tokens {limit}.\n"
@@ -163,7 +167,9 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     if longest and settings.max_tokens > longest:
         used = max(len(e.ids) for e in [*material.train, *material.held_out])
         if used > longest:
-            raise ConfigError(f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens.")
+            raise ConfigError(
+                f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
+            )
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
         model.resize_token_embeddings(len(material.tokenizer))
@@ -175,7 +181,9 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     if packed:
         model.set_attn_implementation(packing.ATTENTION)
     else:
-        report.note("examples are padded: " + ("--attention was given" if plan.kernel else "this architecture cannot be packed"))
+        report.note(
+            "examples are padded: " + ("--attention was given" if plan.kernel else "this architecture cannot be packed")
+        )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     _set_stops(model, material)
@@ -189,7 +197,9 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
     total = sum(p.numel() for p in model.parameters())
     report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {str(compute).split('.')[1]}")
-    return Learner(model=model.to(device), tuner=tuner, spec=spec, packed=packed, compute=compute, new_tokens=tuple(new))
+    return Learner(
+        model=model.to(device), tuner=tuner, spec=spec, packed=packed, compute=compute, new_tokens=tuple(new)
+    )
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -9,13 +9,16 @@ from typing import Literal
 from .config import option
 
 
+OUT = Path("out")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSettings:
     """The settings of a run. Those of its objective and its method come beside them."""
 
     model: str = option(help="Base model: a folder, a GGUF file, a checkpoint name (lmf models) or a hub id.")
     data: tuple[str, ...] = option(help="Training data: files, folders or data set names; give it again for more.")
-    output: Path = option(Path("out"), "Folder for the tuned model; must not exist yet.")
+    output: Path = option(OUT, "Folder for the tuned model; must not exist yet.")
     overwrite: bool = option(False, "Replace an earlier run in the output folder.")
     resume: bool = option(False, "Continue the interrupted run in the output folder.")
 
@@ -51,5 +54,5 @@ class RunSettings:
     sample: str | None = option(None, "A prompt to answer before and after training, to see the difference.")
     log: tuple[str, ...] = option((), "Trackers to log to besides log.jsonl: tensorboard, wandb, trackio.")
 
-    allow_pickle: bool = option(False, "Load weights stored as pickle, which can run code; only from sources you trust.")
+    allow_pickle: bool = option(False, "Load pickled weights, which can run code; only from sources you trust.")
     trust_remote_code: bool = option(False, "Run the Python code that the model's folder or repository brings.")

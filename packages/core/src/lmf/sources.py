@@ -83,7 +83,9 @@ def checkpoints(plugins: Plugins) -> dict[str, Checkpoint]:
             if checkpoint.name in found:
                 twice.add(checkpoint.name)
             found[checkpoint.name] = found[f"{spec.name}:{checkpoint.name}"] = checkpoint
-    return {name: found[name] for name in found if name not in twice and (":" not in name or name.split(":")[1] in twice)}
+    return {
+        name: found[name] for name in found if name not in twice and (":" not in name or name.split(":")[1] in twice)
+    }
 
 
 def family(model_type: str, plugins: Plugins) -> ModelSpec:
@@ -100,10 +102,7 @@ def family(model_type: str, plugins: Plugins) -> ModelSpec:
         known = sorted({name for _, spec in plugins.models.all() for name in spec.model_types})
         raise UnknownName("model type", model_type, known, plugins.models.hints)
     names = " and ".join(f"{package}:{spec.name}" for package, spec in found)
-    raise ConfigError(
-        f"{names} both cover models of type {model_type!r}.\n"
-        "Leave one out: LMF_DISABLE_PLUGINS=PACKAGE."
-    )
+    raise ConfigError(f"{names} both cover models of type {model_type!r}.\nLeave one out: LMF_DISABLE_PLUGINS=PACKAGE.")
 
 
 def check_folder(folder: Path, allow_pickle: bool = False) -> None:
@@ -166,7 +165,9 @@ def check_safetensors(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise LmfError(f"{file} is not a safetensors file: {error}.") from None
     if 8 + length + end != size:
-        raise LmfError(f"{file} has {size:,} bytes, but its header tells of {8 + length + end:,}: it is cut or damaged.")
+        raise LmfError(
+            f"{file} has {size:,} bytes, but its header tells of {8 + length + end:,}: it is cut or damaged."
+        )
     return header
 
 

@@ -88,7 +88,9 @@ def check_template(template: Template, talk: Sequence[Message] = TALK) -> None:
         trained = "".join(p.text for p in pieces if p.trained)
         want = message.role == "assistant"
         assert (message.content in trained) == want, f"{template.name}: wrong text is trained: {trained!r}"
-    assert not any(p.control for p in pieces if p.text in {m.content for m in talk}), f"{template.name}: content is control text"
+    assert not any(p.control for p in pieces if p.text in {m.content for m in talk}), (
+        f"{template.name}: content is control text"
+    )
     replies = [m.content for m in talk if m.role == "assistant"]
     stop = template.stops("<EOS>")[0]
     assert trained.count(stop) >= len(replies), f"{template.name}: a reply is trained without the stop string {stop!r}"

@@ -138,7 +138,9 @@ class _Run:
         mine = packing.share(chunk, self.accelerator.process_index, ranks)
         idle = not mine  # fewer examples than devices: this one takes part with a weight of nothing
         mine = mine or chunk[:1]
-        batches = [self._batch(m) for m in packing.micro_batches(mine, settings.micro_batch_tokens, self.learner.packed)]
+        batches = [
+            self._batch(m) for m in packing.micro_batches(mine, settings.micro_batch_tokens, self.learner.packed)
+        ]
         losses = []
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
@@ -229,11 +231,13 @@ class _Run:
     def _diverged(self, loss: float, norm: float, losses: Sequence[torch.Tensor], batches: Sequence[Batch]) -> None:
         bad = [b for part, b in zip(losses, batches, strict=True) if not torch.isfinite(part)] or list(batches)
         where = [name for batch in bad for name in batch.where]
-        parameter = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), None)
+        parameter = next(
+            (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), None
+        )
         folder, _ = checkpoint.find(self.output)
         self._write_record("diverged")
         raise LmfError(
-            f"Step {self.done + 1}: the loss is {loss} and the gradient's norm {norm}; nothing was learned from this step.\n"
+            f"Step {self.done + 1}: the loss is {loss} and the norm of its gradient {norm}; the step was not taken.\n"
             f"Records of that batch: {', '.join(where[:8])}{f' and {len(where) - 8} more' if len(where) > 8 else ''}.\n"
             + (f"First parameter with a bad gradient: {parameter}.\n" if parameter else "")
             + (f"The last good checkpoint is {folder}. " if folder else "There is no checkpoint yet. ")
@@ -325,7 +329,9 @@ def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
         with tempfile.TemporaryDirectory() as folder:
             _save_extras(learner, material, Path(folder))
     except (OSError, ValueError, TypeError) as error:
-        raise LmfError(f"The tuned model could not be saved with this configuration: {' '.join(str(error).split())}") from error
+        raise LmfError(
+            f"The tuned model could not be saved with this configuration: {' '.join(str(error).split())}"
+        ) from error
     trained = sum(p.numel() * p.element_size() for p in learner.model.parameters() if p.requires_grad)
     output = plan.settings.output.absolute()
     existing = next(p for p in [output, *output.parents] if p.exists())

@@ -33,7 +33,9 @@ class FreezeTuner(Tuner):
             found = [m for path, m in model.named_modules() if f".{name}." in f".{path}."]
             if not found:
                 parts = sorted({p for path, _ in model.named_modules() for p in path.split(".") if not p.isdigit()})
-                raise ConfigError(f"--modules {name}: the model has no such module. It has {', '.join(filter(None, parts))}.")
+                raise ConfigError(
+                    f"--modules {name}: the model has no such module. It has {', '.join(filter(None, parts))}."
+                )
             trained += found
         if new_tokens:
             trained += [model.get_input_embeddings(), model.get_output_embeddings()]
