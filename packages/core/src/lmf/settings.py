@@ -8,7 +8,6 @@ from typing import Literal
 
 from .config import option
 
-
 OUT = Path("out")
 
 
