@@ -475,7 +475,7 @@ def test_a_fault_in_json_hides_no_later_one(plugins, write):
     records = [b'{"a": NaN}', GOOD, rb'{"a": "\ud800"}', b'{"a": 1, "a": 2}', b"[]", GOOD, BAD]
     for name, content in (("a.json", b"[" + b",\n".join(records) + b"]"), ("a.jsonl", b"\n".join(records))):
         lines = refusal(plugins, write(name, content)).splitlines()
-        assert lines[0] == "5 problems in the data; the first 5:"
+        assert lines[0] == "5 problems in the data:"
         assert [line.split(":")[1] for line in lines[1:]] == ["1", "3", "4", "5", "7"]
 
 
@@ -695,20 +695,21 @@ def test_no_file_however_damaged_gives_another_error_or_a_broken_record(plugins,
     chance = random.Random(0)
     outcomes = {"read": 0, "refused": 0}
     container = b'{"type": "text2text", "instances": [' + SEEDS[3] + b",\n" + SEEDS[3] + b"]}"
-    files = [("a.json", container), ("a.txt", b"Once upon a time."), ("a.json", SEEDS[0])]
-    for first, second in zip(SEEDS, (*SEEDS[1:], SEEDS[0]), strict=True):
-        files += [("a.jsonl", first + b"\n" + second + b"\r\n"), ("a.json", b"[" + first + b",\n" + second + b"]")]
+    files = [("a.json", container, "conversation"), ("a.json", SEEDS[0], "conversation"), ("a.txt", b"Once.", "text")]
+    for seed in SEEDS:
+        kind = "text" if seed.startswith(b'{"text"') else "conversation"
+        files += [
+            ("a.jsonl", seed + b"\n" + seed + b"\r\n", kind),
+            ("a.json", b"[" + seed + b",\n" + seed + b"]", kind),
+        ]
     for _ in range(20_000):
-        name, content = chance.choice(files)
+        name, content, kind = chance.choice(files)
         content = mutated(content, chance)
         if chance.random() < 0.1:
-            name, content = (
-                f"{name}.gz",
-                mutated(gzip.compress(content), chance) if chance.random() < 0.5 else gzip.compress(content),
-            )
+            name, content = f"{name}.gz", gzip.compress(content)
+            content = mutated(content, chance) if chance.random() < 0.5 else content
         path = tmp_path / name
         path.write_bytes(content)
-        kind = chance.choice(("conversation", "conversation", "text"))
         try:
             data = read([str(path)], kind, plugins)
         except DataError as error:
@@ -718,7 +719,7 @@ def test_no_file_however_damaged_gives_another_error_or_a_broken_record(plugins,
         outcomes["read"] += 1
         for record in data.records:
             check(record, kind)
-    assert min(outcomes.values()) > 500, outcomes
+    assert min(outcomes.values()) > 1000, outcomes
 
 
 def check(record, kind):

@@ -2,13 +2,17 @@
 
 import pytest
 from lmf import ConfigError, DataError, LmfError, PluginError, UnknownName
-from lmf.errors import did_you_mean
+from lmf.errors import Interrupted, did_you_mean
 
 
 def test_every_kind_of_error_has_an_exit_code_of_its_own():
     kinds = [LmfError, ConfigError, PluginError, DataError]
     assert [kind.exit_code for kind in kinds] == [1, 2, 3, 4]
     assert all(issubclass(kind, LmfError) for kind in kinds)
+
+
+def test_a_run_that_a_signal_ended_exits_as_a_shell_expects():
+    assert [Interrupted("saved", number).exit_code for number in (2, 15)] == [130, 143]
 
 
 def test_an_unknown_name_is_an_error_of_usage():

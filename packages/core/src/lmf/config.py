@@ -30,6 +30,7 @@ def option(
     min: float | None = None,
     max: float | None = None,
     above: float | None = None,
+    commas: bool = False,
 ) -> Any:
     """Declare a setting: a dataclass field with a help text and bounds.
 
@@ -39,8 +40,10 @@ def option(
         min: Smallest value allowed.
         max: Largest value allowed.
         above: The value must be greater than this.
+        commas: Several values may also be written as one, separated by commas.
     """
-    return field(default=default, metadata={"help": help, "min": min, "max": max, "above": above})
+    metadata = {"help": help, "min": min, "max": max, "above": above, "commas": commas}
+    return field(default=default, metadata=metadata)
 
 
 def flag(name: str) -> str:
@@ -207,6 +210,8 @@ def _check(where: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
             value = (value,)
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}; it must be a list.")
+        if bounds.get("commas"):
+            value = [part.strip() for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
         return tuple(_check(where, item, typing.get_args(kind)[0], bounds) for item in value)
     if value == "" and kind in (str, Path):
         raise ConfigError(f"{where} is empty.")

@@ -117,10 +117,12 @@ class _Problems:
 
     def check(self, hints: Sequence[str]) -> None:
         """Raise DataError if there are problems."""
-        if not self.count:
-            return
-        head = [f"{self.count} problems in the data; the first {len(self._first)}:"] if self.count > 1 else []
-        raise DataError("\n".join([*head, *self._first, *hints]))
+        lines = [*self._first, *hints]
+        if self.count > 1:
+            first = f"; the first {self.shown}" if self.count > self.shown else ""
+            lines.insert(0, f"{self.count} problems in the data{first}:")
+        if self.count:
+            raise DataError("\n".join(lines))
 
 
 class _Formats:
@@ -179,18 +181,19 @@ def _listed(record: Mapping[str, Any]) -> str:
 
 def _files(name: str, plugins: Plugins) -> list[Path]:
     """Return the files that a name stands for."""
-    path = Path(name)
     try:
-        exists = bool(name) and path.exists()
-        if exists and name in plugins.datasets:
-            qualified = plugins.datasets.qualified(plugins.datasets[name])
-            raise DataError(f"{name!r} is a path and a data set; write {f'./{name}'!r} or {qualified!r}.")
-        if exists and path.is_dir():
-            return _folder(path)
-        if exists:
-            return [_data_file(path)]
+        return _named(name, Path(name), plugins)
     except OSError as error:
-        raise DataError(f"{name!r} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{name!r} cannot be read: {error.strerror or error}.") from None
+
+
+def _named(name: str, path: Path, plugins: Plugins) -> list[Path]:
+    exists = bool(name) and path.exists()
+    if exists and name in plugins.datasets:
+        qualified = plugins.datasets.qualified(plugins.datasets[name])
+        raise DataError(f"{name!r} is a path and a data set; write {f'./{name}'!r} or {qualified!r}.")
+    if exists:
+        return _folder(path) if path.is_dir() else [_data_file(path)]
     try:
         dataset = plugins.datasets[name]
     except UnknownName:

@@ -7,6 +7,9 @@ signature names. It must not import torch: listing plugins has to stay fast. A h
 raises makes its plugin unusable, with the reason in ``lmf plugins``, and no other.
 """
 
+# pyright: reportReturnType=false
+# (a specification has a signature and no body)
+
 from collections.abc import Iterable
 
 import pluggy

@@ -45,13 +45,13 @@ class RunSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision; bfloat16 where the hardware has it.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     attention: str | None = option(None, "Attention kernel; the fastest exact one by default.")
-    seed: int = option(0, "Seed of every random choice.", min=0)
+    seed: int = option(0, "Seed of every random choice.", min=0, max=2**32 - 1)
 
     save_every: int | None = option(None, "Optimizer steps between two checkpoints; each epoch by default.", min=1)
     save_best: bool = option(True, "Give out the weights with the lowest held-out loss, not the last ones.")
     keep: int = option(2, "Newest checkpoints to keep besides the best.", min=1)
     sample: str | None = option(None, "A prompt to answer before and after training, to see the difference.")
-    log: tuple[str, ...] = option((), "Trackers to log to besides log.jsonl: tensorboard, wandb, trackio.")
+    log: tuple[str, ...] = option((), "Trackers to log to besides log.jsonl: tensorboard, wandb, trackio.", commas=True)
 
     allow_pickle: bool = option(False, "Load pickled weights, which can run code; only from sources you trust.")
     trust_remote_code: bool = option(False, "Run the Python code that the model's folder or repository brings.")

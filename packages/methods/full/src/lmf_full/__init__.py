@@ -18,7 +18,9 @@ class FreezeOptions:
 
     last_layers: int = option(0, "Train this many decoder layers from the top.", min=0)
     first_layers: int = option(0, "Train this many decoder layers from the bottom.", min=0)
-    modules: tuple[str, ...] = option((), "Train the modules whose dotted name has this part, like mlp or lm_head.")
+    modules: tuple[str, ...] = option(
+        (), "Train modules whose dotted name has this part, like mlp,lm_head.", commas=True
+    )
 
 
 def build_freeze(options: FreezeOptions, spec: ModelSpec) -> Tuner:
