@@ -33,3 +33,11 @@ def installed_plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     """An environment in which the plugins of ``tests/plugins`` are installed."""
     folders = sorted(folder.parent for folder in (ROOT / "tests/plugins").glob("*/pyproject.toml"))
     return pip_install(tmp_path_factory.mktemp("site"), *folders)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with its tokenizer, as a folder that ``--model`` takes."""
+    from lmf.testing import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -237,6 +238,8 @@ REFUSED = {
         GOOD + b"\n\n" + b'{"input" "Hi"}',
         "a.jsonl:3: not valid JSON at column 10: Expecting ':' delimiter",
     ),
+    "other white space": ("a.jsonl", GOOD + b"\n\xc2\x85\n", "a.jsonl:2: not valid JSON at column 1: Expecting value"),
+    "other white space in JSON": ("a.json", b"[" + GOOD + b"\xe2\x80\xa8]", "a.json:1: not valid JSON at column 37"),
     "cut line": (
         "a.jsonl",
         b'{"input": "Hi",',
@@ -732,6 +735,31 @@ def check(record, kind):
         turns = roles[1:] if roles[0] == "system" else roles
         assert turns == ["user", "assistant"] * (len(turns) // 2)
         assert all(message.content.strip() for message in record.data if message.role == "assistant")
+
+
+# The page about data
+
+PAGE = Path(__file__).parents[2] / "docs/data.md"
+EXAMPLES = re.findall(r"^```(jsonl?)\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+ERRORS = re.findall(r"^\| `(.*?)` \| `(a\.jsonl:1: .*?)` \|$", PAGE.read_text("utf-8"), re.M)
+
+
+def test_the_page_has_an_example_of_every_format_and_some_errors(plugins):
+    text = PAGE.read_text("utf-8")
+    assert all(f"`{name}`\n" in text for name in plugins.formats)
+    assert len(EXAMPLES) >= len(plugins.formats)
+    assert len(ERRORS) >= 8
+
+
+@pytest.mark.parametrize(("suffix", "content"), EXAMPLES)
+def test_the_examples_of_the_page_can_be_read(plugins, write, suffix, content):
+    kind = "text" if content.startswith('{"text"') else "conversation"
+    assert read([write(f"a.{suffix}", content.encode())], kind, plugins).records
+
+
+@pytest.mark.parametrize(("content", "message"), ERRORS)
+def test_the_errors_of_the_page_are_those_that_are_shown(plugins, write, content, message):
+    assert refusal(plugins, write("a.jsonl", content.encode())).splitlines()[0] == message
 
 
 def test_reading_loads_neither_torch_nor_numpy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -12,8 +13,14 @@ def main() -> None:
     """Run the command line."""
     from .app import build
 
+    sys.stdout = sys.stdout or io.StringIO()  # there is none where it was closed, as in `lmf plugins >&-`
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends no run
     try:
-        build(Plugins())()
+        try:
+            build(Plugins())()
+        finally:
+            sys.stdout.flush()  # when Python ends it would be too late to notice a closed pipe
     except LmfError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -16,58 +16,96 @@ from lmf import config
 KNOWN = ("objective", "method")  # keys of a run file that are not settings
 
 
-def command(kinds: Mapping[str, type], run: Callable[..., None]) -> Callable[..., None]:
+def command(
+    kinds: Mapping[str, type], run: Callable[..., None], headings: Mapping[str, str] | None = None
+) -> Callable[..., None]:
     """Make a Typer command with a flag for every field of some settings classes.
 
     Args:
         kinds: Settings classes by the heading that their flags get in ``--help``.
         run: Called with one object of each class, in order, and where each setting came from.
+        headings: Other headings by the field at which they begin.
     """
+    hints = {name: _bare(hint) for kind in kinds.values() for name, hint in typing.get_type_hints(kind).items()}
 
-    def call(config_file: Path | None = None, **values: Any) -> None:
-        given = {name: value for name, value in values.items() if value not in (None, [], ())}
-        objects, origins = config.merge(list(kinds.values()), config_file, given, KNOWN)
+    def call(config_file: str | None = None, **given: Any) -> None:
+        values = {name: _read(value, hints[name]) for name, value in given.items() if value not in (None, [], ())}
+        file = None if config_file is None else Path(config_file)
+        objects, origins = config.merge(list(kinds.values()), file, values, KNOWN)
+        origins |= {name: str(file) for name in (config.read_toml(file) if file else ()) if name in KNOWN}
         run(*objects, origins)
 
-    file = typer.Option("--config", help="TOML file of settings; flags win over it.", show_default=False)
-    parameters = [_parameter("config_file", Annotated[Path | None, file])]
+    help = "TOML file of settings; flags win over it."
+    file = typer.Option("--config", metavar="PATH", help=help, show_default=False)
+    annotations: dict[str, Any] = {"config_file": Annotated[Optional[str], file]}  # noqa: UP045 (Typer reads this form)
     for heading, kind in kinds.items():
-        hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
-            option = typer.Option(
-                _spelling(f.name, hints[f.name]),
-                help=f"{f.metadata['help']}{_default(f.default)}",
-                show_default=False,
-                rich_help_panel=heading,
-            )
-            parameters.append(_parameter(f.name, Annotated[_flag_type(hints[f.name]), option]))
+            heading = (headings or {}).get(f.name, heading)
+            annotations.setdefault(f.name, _flag(f, hints[f.name], heading))  # merge refuses what two of them have
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in annotations.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__annotations__ = annotations
     return call
 
 
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def _flag(f: dataclasses.Field[Any], kind: Any, heading: str) -> Any:
+    """Return the annotation that Typer makes a flag from; its default None means that it was not given."""
+    flag = config.flag(f.name)
+    choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        metavar=_word(kind),
+        autocompletion=lambda: choices,
+        help=f"{f.metadata['help']}{_default(f.default)}",
+        show_default=False,
+        rich_help_panel=heading,
+    )
+    if kind is bool:
+        return Annotated[Optional[bool], option]  # noqa: UP045
+    # text: what it means is found here, and checked with the bounds
+    return Annotated[Optional[list[str] if _is_list(kind) else str], option]  # noqa: UP045
 
 
-def _spelling(name: str, hint: Any) -> str:
-    flag = config.flag(name)
-    return f"{flag}/--no-{flag[2:]}" if hint is bool else flag
+def _read(given: Any, kind: Any) -> Any:
+    """Return the value that a flag's text stands for, or the text itself, which the check then refuses."""
+    if _is_list(kind):
+        return [_read(item, typing.get_args(kind)[0]) for item in given]
+    if typing.get_origin(kind) is Literal:
+        return next((choice for choice in typing.get_args(kind) if str(choice) == given), given)
+    if kind in (int, float):
+        try:
+            return kind(given)
+        except ValueError:
+            return given
+    return given
 
 
-def _flag_type(hint: Any) -> Any:
-    """Return the type that Typer reads; None always means that the flag was not given."""
+def _word(kind: Any) -> str | None:
+    """Return what stands for the value in ``--help``."""
+    if _is_list(kind):
+        return _word(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(kind)
+
+
+def _bare(hint: Any) -> Any:
+    """Return T of ``T | None``."""
     if isinstance(hint, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return Optional[list[typing.get_args(hint)[0]]]  # noqa: UP045 (Typer reads this form)
-    if typing.get_origin(hint) is Literal:
-        return Optional[str]  # noqa: UP045 (checked with the other bounds, with a suggestion)
-    return Optional[hint]  # noqa: UP045
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple
 
 
 def _default(value: Any) -> str:
-    if value in (dataclasses.MISSING, None, (), ""):
+    if value is dataclasses.MISSING:
+        return " [required]"
+    if value in (None, (), ""):
         return ""
-    shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-    return f" [{shown}]"
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f" [default: {', '.join(map(str, value)) if isinstance(value, tuple) else value}]"

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from lmf import ConfigError, Objective, Plugins, RunSettings, TuningMethod
 from lmf.config import flag, read_toml
-from lmf.plan import Plan
-from typer.core import TyperGroup
-from typer.main import get_command
 
 from . import flags
+from .groups import application, lazy_group, single
+from .listings import table
+
+if TYPE_CHECKING:
+    from lmf.plan import Plan
+
+HEADINGS = {  # by the setting at which the heading begins
+    "model": "Model, data and output",
+    "template": "Examples",
+    "eval_data": "Held-out data",
+    "epochs": "Length and batches",
+    "optimizer": "Optimizer",
+    "dtype": "Computation",
+    "save_every": "What is kept and shown",
+    "allow_pickle": "Trust",
+}
 
 
-def group(plugins: Plugins, objective: str, run: Callable[[Plan], None]) -> typer.Typer:
+def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typer.Typer:
     """Return the commands of one objective: one for each tuning method, with exactly its flags."""
-    goal = plugins.objectives[objective]
 
-    class Methods(TyperGroup):
-        def list_commands(self, ctx: Any) -> list[str]:
-            return list(plugins.methods)
+    def make(method: TuningMethod) -> typer.Typer:
+        return single(_command(plugins, goal, method, run), help=method.summary)
 
-        def get_command(self, ctx: Any, name: str) -> Any:
-            method = plugins.methods[name]
-            app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-            app.command(name, help=method.summary)(_method(plugins, goal, method, run))
-            return get_command(app)
+    base = lazy_group(plugins.methods, make, {"Methods": list(plugins.methods)})
 
+    class Methods(base):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            if args and args[0].startswith("-") and not {"-h", "--help"} & set(args):
-                args = [_method_from_file(goal, args, plugins), *args]
+            if args and not ctx.resilient_parsing:
+                args = _with_method(plugins, goal, args)
             return super().parse_args(ctx, args)
 
-    return typer.Typer(
-        cls=Methods, add_completion=False, no_args_is_help=True, callback=lambda: None, help=goal.summary
+    return application(
+        cls=Methods,
+        no_args_is_help=True,
+        callback=lambda: None,
+        help=goal.summary,
+        subcommand_metavar="METHOD [FLAGS]...",
     )
 
 
 def plan_group(plugins: Plugins) -> typer.Typer:
     """Return ``lmf plan``: the same lines, without starting."""
-    from .app import lazy_group
-
-    groups = {name: lambda name=name: group(plugins, name, show) for name in plugins.objectives}
-    return typer.Typer(
-        cls=lazy_group(groups),
-        add_completion=False,
+    sections = {"Objectives": list(plugins.objectives)}
+    return application(
+        cls=lazy_group(plugins.objectives, lambda goal: group(plugins, goal, show), sections),
         no_args_is_help=True,
         callback=lambda: None,
         help="Check a run without starting it: lmf plan train lora ...",
+        subcommand_metavar="OBJECTIVE METHOD [FLAGS]...",
     )
 
 
@@ -78,26 +87,21 @@ def quiet() -> None:
 
 def show(plan: Plan) -> None:
     """Print what a run would do, and where each setting comes from."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    for column in ("setting", "value", "from"):
-        table.add_column(column)
+    rows = []
     for name, value in plan.values().items():
         if value not in (None, ()):
-            text = ", ".join(value) if isinstance(value, tuple) else str(value)
-            table.add_row(flag(name) if name not in flags.KNOWN else name, text, plan.origins.get(name, "command"))
-    console.print(table)
+            text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown = name if name in flags.KNOWN else flag(name)
+            rows.append([shown, text, plan.origins.get(name, "command")])
+    table(["setting", "value", "from"], rows)
     for what, data in (("data", plan.data), ("held-out data", plan.held_out)):
         for source in data.sources:
-            console.print(f"{what}: {source.path}: {source.records:,} records, format {source.format}")
-    console.print(f"model: {plan.model.path}")
-    console.print("Nothing was started. Leave out the word plan to start.")
+            print(f"{what}: {source.path}: {source.records:,} records, format {source.format}")
+    print(f"model: {plan.model.path}")
+    print("Nothing was started. Leave out the word plan to start.")
 
 
-def _method(
+def _command(
     plugins: Plugins, goal: Objective, method: TuningMethod, run: Callable[[Plan], None]
 ) -> Callable[..., None]:
     def call(settings: RunSettings, goal_options: Any, options: Any, origins: Mapping[str, str]) -> None:
@@ -107,35 +111,47 @@ def _method(
         run(make_plan(plugins, *names, settings, goal_options, options, origins))
 
     kinds = {"Run": RunSettings, f"Objective {goal.name}": goal.options, f"Method {method.name}": method.options}
-    taken = [f.name for kind in kinds.values() for f in dataclasses.fields(kind)]
-    twice = {name for name in taken if taken.count(name) > 1}
-    if twice:
-        raise ConfigError(
-            f"The objective {goal.name!r} and the method {method.name!r} both have the setting {min(twice)!r}, "
-            "so they cannot be used together."
-        )
-    return flags.command(kinds, call)
+    return flags.command(kinds, call, HEADINGS)
 
 
-def _method_from_file(goal: Objective, args: list[str], plugins: Plugins) -> str:
-    """Return the method that the file after ``--config`` names."""
+def _with_method(plugins: Plugins, goal: Objective, args: list[str]) -> list[str]:
+    """Return the arguments with the method that the file after ``--config`` names, if they name none.
+
+    Raises:
+        ConfigError: There is no method, there are two, or the file is a run of another objective.
+    """
+    given = None if args[0].startswith("-") else args[0]
+    file = _config_file(args)
+    methods = f"Methods: {', '.join(plugins.methods)}."
+    if file is None:
+        if given or {"-h", "--help"} & set(args):
+            return args
+        raise ConfigError(f"lmf {goal.name} needs a method before its flags: lmf {goal.name} METHOD. {methods}")
+    named = {key: value for key, value in read_toml(file).items() if key in flags.KNOWN}
+    for key, value in named.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{key} in {file} is {value!r}; it must be text.")
+    objective = named.get("objective", goal.name)
+    if plugins.objectives[objective] is not goal:
+        raise ConfigError(f"{file} is a run of the objective {objective!r}: lmf {objective} ... --config {file}")
+    method = named.get("method", given)
+    if method is None:
+        raise ConfigError(f'{file} names no method. Add method = "NAME", or write lmf {goal.name} NAME. {methods}')
+    if given is None:
+        return [method, *args]
+    if plugins.methods[method] is not plugins.methods[given]:
+        raise ConfigError(f"The method is {given!r} on the command line and {method!r} in {file}; leave out one.")
+    return args
+
+
+def _config_file(args: Sequence[str]) -> Path | None:
+    """Return the file after ``--config``, the last one if there are several."""
     file = None
-    for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            file = args[i + 1]
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg == "--config":
+            file = following
         elif arg.startswith("--config="):
             file = arg.removeprefix("--config=")
-    methods = ", ".join(plugins.methods)
-    if file is None:
-        raise ConfigError(
-            f"lmf {goal.name} needs a method before its flags: lmf {goal.name} METHOD. Methods: {methods}."
-        )
-    values = read_toml(Path(file))
-    own = values.get("objective", goal.name)
-    if own not in (goal.name, f"{plugins.objectives.qualified(goal)}"):
-        raise ConfigError(f"{file} is a run of the objective {own!r}: lmf {own.rpartition(':')[2]} --config {file}")
-    if not isinstance(values.get("method"), str):
-        raise ConfigError(
-            f'{file} names no method. Add method = "NAME", or write lmf {goal.name} NAME. Methods: {methods}.'
-        )
-    return values["method"]
+    if file == "":
+        raise ConfigError("--config is empty.")
+    return None if file is None else Path(file)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json as jsonlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,14 +16,16 @@ from typing import Annotated
 
 import typer
 from lmf import Plugins
-from lmf.sources import cache_folder, checkpoints
 
+from .groups import application
+
+LEAST = {"torch": (2, 10), "transformers": (5, 10), "accelerate": (1, 10), "safetensors": (0, 5)}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def plugin_group(plugins: Plugins) -> typer.Typer:
     """Return the commands ``lmf plugins`` and ``lmf plugins check``."""
-    app = typer.Typer(add_completion=False, help="Show the installed plugins and what they provide.")
+    app = application(help="Show the installed plugins and what they provide.")
 
     @app.callback(invoke_without_command=True)
     def show(context: typer.Context, json: Json = False) -> None:
@@ -35,7 +38,7 @@ def plugin_group(plugins: Plugins) -> typer.Typer:
             [p.package, p.version, f"unusable: {p.problem}" if p.problem else _provides(p.provides)]
             for p in plugins.installed
         ]
-        _table(["package", "version", "provides"], rows)
+        table(["package", "version", "provides"], rows)
 
     @app.command()
     def check() -> None:
@@ -55,6 +58,8 @@ def models(plugins: Plugins) -> Callable[..., None]:
 
     def run(json: Json = False) -> None:
         """Show the model families and the checkpoints that have a name."""
+        from lmf.sources import checkpoints
+
         if json:
             families = [
                 {"name": s.name, "model_types": sorted(s.model_types), "template": s.template, "package": package}
@@ -63,12 +68,12 @@ def models(plugins: Plugins) -> Callable[..., None]:
             names = {name: c.summary for name, c in checkpoints(plugins).items()}
             print(jsonlib.dumps({"families": families, "checkpoints": names}, indent=2))
             return
-        _table(["checkpoint", "what it is"], [[name, c.summary] for name, c in checkpoints(plugins).items()])
+        table(["checkpoint", "what it is"], [[name, c.summary] for name, c in checkpoints(plugins).items()])
         print()
         rows = [
             [s.name, ", ".join(sorted(s.model_types)), s.template] for _, s in plugins.models.all() if s.model_types
         ]
-        _table(["family", "model types", "default template"], rows)
+        table(["family", "model types", "default template"], rows)
 
     return run
 
@@ -92,45 +97,22 @@ def doctor(plugins: Plugins) -> Callable[..., None]:
 
 def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
     yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer)"
-    owners = sorted(
-        {
-            d.name
-            for d in distributions()
-            if "console_scripts" in (d.read_text("entry_points.txt") or "")
-            for e in d.entry_points
-            if e.group == "console_scripts" and e.name == "lmf" and d.name != "lmf-cli"
-        }
-    )
-    script = shutil.which("lmf")
-    if owners:
-        yield (
-            False,
-            f"{', '.join(owners)} also installs a script named lmf ({script}); whichever came last owns it.\n"
-            "     Use python -m lmf_cli, or separate environments.",
-        )
-    elif script and Path(script).parent != Path(sys.executable).parent:
-        yield False, f"the lmf on PATH is {script}, not that of this Python ({sys.executable}); use python -m lmf_cli"
-    else:
-        yield True, "the script lmf is ours"
-    for package, least in (("torch", (2, 10)), ("transformers", (5, 10)), ("accelerate", (1, 10)), ("peft", (0, 18))):
+    yield _script()
+    for package, least in LEAST.items():
         try:
             have = version(package)
         except PackageNotFoundError:
-            yield (
-                package == "peft",
-                f"{package} is not installed" + ("" if package == "peft" else ": pip install lmf-core[torch]"),
-            )
+            yield False, f"{package} is not installed: pip install lmf-core[torch]"
             continue
-        numbers = tuple(int(part) for part in have.split("+")[0].split(".")[:2] if part.isdigit())
+        numbers = tuple(int(part) for part in re.findall(r"\d+", have)[:2])
         yield numbers >= least, f"{package} {have} ({'.'.join(map(str, least))} or newer)"
-    if importlib.util.find_spec("torch"):
-        import torch
+    yield from _devices()
+    from lmf.sources import cache_folder
 
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield True, f"devices: {', '.join(gpus) or f'CPU with {torch.get_num_threads()} threads'}"
     folder = cache_folder()
     existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    yield os.access(existing, os.W_OK), f"the cache {folder} is writable"
+    writable = os.access(existing, os.W_OK)
+    yield writable, f"the cache {folder} is {'' if writable else 'not '}writable"
     problems = plugins.problems()
     for problem in problems:
         yield False, problem
@@ -138,18 +120,45 @@ def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
         yield True, f"{len(plugins.installed)} plugins are usable"
 
 
+def _script() -> tuple[bool, str]:
+    """Whether the command ``lmf`` is this one: other distributions install a script of that name too."""
+    scripts = ((d.name or "?", d.entry_points.select(group="console_scripts", name="lmf")) for d in distributions())
+    owners = {name for name, found in scripts if found}
+    others = ", ".join(sorted(owners - {"lmf-cli"}))
+    script = shutil.which("lmf")
+    if others:
+        advice = "Use python -m lmf_cli, or separate environments."
+        return False, f"{others} also installs a script named lmf; whichever came last owns it. {advice}"
+    if script and Path(script).parent != Path(sys.executable).parent:
+        return False, f"the lmf on PATH is {script}, not that of {sys.executable}; use python -m lmf_cli"
+    return True, "the script lmf is ours"
+
+
+def _devices() -> Iterator[tuple[bool, str]]:
+    if not importlib.util.find_spec("torch"):
+        return
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of CUDA is missing or does not fit
+        yield False, f"torch cannot be imported: {' '.join(str(error).split())}"
+        return
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield True, f"devices: {', '.join(gpus) or f'CPU with {torch.get_num_threads()} threads'}"
+
+
 def _provides(provides: dict[str, list[str]]) -> str:
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in provides.items())
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> None:
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; outside a terminal every row is one line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+        grid.add_row(*map(Text, row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(grid)

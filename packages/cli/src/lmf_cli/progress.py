@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +17,10 @@ from rich.text import Text
 
 
 class Progress(Reporter):
-    """Shows a run. Without a terminal the bar becomes a line every ten seconds."""
+    """Shows a run. Without a terminal the bar becomes a line every ten seconds; of many processes one speaks."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
         self._bar: Bar | None = None
         self._began = self._said = time.monotonic()
         self._first: float | None = None
@@ -73,4 +75,4 @@ class Progress(Reporter):
             self.note(f"held-out loss {self._first:.4f} before, {self._last:.4f} after")
         minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
         self.note(f"saved {folder} after {minutes} min {seconds} s")
-        self.note(f'next: lmf generate {folder} "Who are you?"')
+        self.note(f'next: lmf generate {shlex.quote(str(folder))} "Who are you?"')

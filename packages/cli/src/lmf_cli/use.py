@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,11 +23,18 @@ def generate(plugins: Plugins) -> Callable[..., None]:
         template: Annotated[str | None, typer.Option(help="Another template than the model's own.")] = None,
     ) -> None:
         """Print a model's reply to one message."""
+        from lmf.runs import RUN_FILE
+        from lmf.sources import find_model
+
         if max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1.")
         if not 0 <= temperature <= 10:
             raise ConfigError(f"--temperature is {temperature}; it must be from 0 to 10.")
-        from lmf.generate import open_model, reply
+        if template:
+            plugins.templates[template]
+        if not (Path(model) / RUN_FILE).exists():
+            find_model(model, plugins)
+        from lmf.generate import open_model, reply  # torch is imported here, after what is misspelt was found
 
         quiet()
         chatter = open_model(model, plugins, template)

@@ -8,13 +8,15 @@ beside its place, synced, and renamed. Nothing in it is a pickle.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    randoms: Sequence[Mapping[str, torch.Tensor]],
 ) -> Path:
     """Write the checkpoint of a step.
 
@@ -53,33 +56,32 @@ def save(
         model: The prepared model; its parameter names key the optimizer's state.
         optimizer: The optimizer.
         state: What else the run must know to go on; JSON values.
+        randoms: The ``random_state`` of each process.
 
     Raises:
         LmfError: It could not be written; earlier checkpoints are untouched.
     """
     final = output / FOLDER / name(step)
     partial = final.with_name(f".{final.name}.partial")
+    sweep(output)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_model(partial)
-        tensors, scalars = optimizer_state(model, optimizer)
-        save_file(tensors, partial / "optimizer.safetensors")
-        save_file(random_state(), partial / "random.safetensors")
-        (partial / "state.json").write_text(
-            json.dumps({**state, "step": step, "optimizer": scalars}, indent=1), encoding="utf-8"
-        )
-        files = sorted(p for p in partial.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in [*files, partial / MANIFEST, partial]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.replace(final)
-        _sync(final.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise LmfError(cannot_write(final, error)) from error
+        with writing(final):
+            partial.mkdir(parents=True)
+            save_model(partial)
+            tensors, scalars = optimizer_state(model, optimizer)
+            save_file(tensors, partial / "optimizer.safetensors")
+            numbered = {f"{rank}/{key}": value for rank, each in enumerate(randoms) for key, value in each.items()}
+            save_file(numbered, partial / "random.safetensors")
+            groups = [{k: v for k, v in g.items() if type(v) in (int, float)} for g in optimizer.param_groups]
+            everything = {**state, "step": step, "optimizer": scalars, "groups": groups}
+            (partial / "state.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+            files = sorted(p for p in partial.rglob("*") if p.is_file())
+            manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            sync(*partial.rglob("*"), partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.replace(final)
+            sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -89,7 +91,7 @@ def save(
 def find(output: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint, and why each newer one was passed over."""
     skipped = []
-    for folder in sorted((output / FOLDER).glob("step-*"), reverse=True):
+    for folder in reversed(_all(output)):
         problem = damage(folder)
         if problem is None:
             return folder, skipped
@@ -112,29 +114,45 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the optimizer's state and the random state back, and return the run's state."""
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any]:
+    """Put the optimizer's state and the random state of a process back, and return the run's state."""
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = dict(read_tensors(folder / "optimizer.safetensors"))
     parameters = dict(model.named_parameters())
+    for group, values in zip(optimizer.param_groups, state.pop("groups"), strict=True):
+        group.update(values)
+    beside = {p for g in optimizer.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
     optimizer.state.clear()
     for key, value in {**tensors, **state.pop("optimizer")}.items():
         owner, _, field = key.rpartition("/")
         if owner not in parameters:
             raise LmfError(f"{folder} has optimizer state for {owner!r}, which the model does not know.")
-        if isinstance(value, torch.Tensor) and field != "step":
-            value = value.to(parameters[owner].device)
-        optimizer.state[parameters[owner]][field] = value
-    set_random_state(dict(read_tensors(folder / "random.safetensors")))
+        parameter = parameters[owner]
+        if isinstance(value, torch.Tensor) and (field != "step" or parameter in beside):
+            value = value.to(parameter.device)  # torch keeps the step count on the CPU, unless its kernel counts
+        optimizer.state[parameter][field] = value
+    randoms = dict(read_tensors(folder / "random.safetensors"))
+    own = {key.removeprefix(f"{rank}/"): value for key, value in randoms.items() if key.startswith(f"{rank}/")}
+    if own:  # this process was there
+        set_random_state(own)
     return state
 
 
-def prune(output: Path, keep: int, best: str | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one."""
-    folders = sorted((output / FOLDER).glob("step-*"))
+def prune(output: Path, step: int, keep: int, best: int | None) -> None:
+    """Delete the checkpoints up to a step, but for the newest ``keep`` of them and the best one."""
+    folders = [folder for folder in _all(output) if _step(folder) <= step]
     for folder in folders[:-keep]:
-        if folder.name != best:
+        if _step(folder) != best:
             shutil.rmtree(folder)
+
+
+def sweep(output: Path) -> None:
+    """Delete what an ended process left half written."""
+    for path in [*output.glob(".*.partial"), *(output / FOLDER).glob(".*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def optimizer_state(
@@ -145,7 +163,7 @@ def optimizer_state(
     for owner, parameter in model.named_parameters():
         for field, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{owner}/{field}"] = value.detach().cpu().contiguous().clone()
+                tensors[f"{owner}/{field}"] = value.detach().cpu().contiguous()
             else:
                 scalars[f"{owner}/{field}"] = value
     return tensors, scalars
@@ -210,9 +228,30 @@ def cannot_write(path: Path, error: Exception) -> str:
     )
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file or folder is written into an LmfError that names it."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise LmfError(cannot_write(path, error)) from error
+
+
+def sync(*paths: Path) -> None:
+    """Have files and folders on the disk before anything else happens."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _all(output: Path) -> list[Path]:
+    """Return the checkpoints that have their final name, oldest first."""
+    found = [folder for folder in (output / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", folder.name)]
+    return sorted(found, key=_step)

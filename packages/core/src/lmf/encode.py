@@ -5,18 +5,20 @@
 2. A prompt has the same ids in training and in chat: no token reaches across the point
    where the assistant starts to speak.
 
-Honest text is encoded in one go, so its ids are those that ``apply_chat_template`` gives.
-Only where that would break a promise is the conversation encoded in parts.
+Both hold by construction. A rendering is cut into control tokens, which get their ids by
+name, and the text between them, which is also cut where a reply starts; each text is
+encoded by a tokenizer that knows no control tokens. Elsewhere a tokenizer makes the same
+cuts, so honest conversations have the ids that ``apply_chat_template`` gives.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -26,7 +28,10 @@ from .template import Message, Piece, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+_SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust has it; Python's strip takes more
 IGNORED = -100  # torch's ignore_index: a position that the loss does not count
+CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,30 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
+class _Control(NamedTuple):
+    """A control token in a rendering."""
+
+    id: int
+    trained: bool
+
+
+class _Text(NamedTuple):
+    """Text between control tokens.
+
+    Attributes:
+        text: The text.
+        trained: How many of its characters are trained; they come first, for where a reply starts a text starts.
+        glued: It continues a text, so the tokenizer must not put a space of its own before it.
+    """
+
+    text: str
+    trained: int
+    glued: bool
+
+
+_Part = _Control | _Text
+
+
 class Encoder:
     """Encodes pieces of text for one tokenizer and template.
 
@@ -56,6 +85,10 @@ class Encoder:
         tokenizer: A fast tokenizer of transformers.
         template: What renders conversations; None for plain text only.
         max_tokens: Longest example; an objective that can cuts its texts to that.
+
+    Attributes:
+        control_ids: The tokens that only a template can write: the tokenizer's special
+            tokens and those that the template names.
 
     Raises:
         LmfError: The tokenizer has no fast form, or lacks a token that the template needs.
@@ -70,33 +103,50 @@ class Encoder:
             )
         self.template = template
         self.max_tokens = max_tokens
-        self.bos: str = tokenizer.bos_token or ""
-        self.eos: str = tokenizer.eos_token or ""
-        self._backend = backend
-        backend.no_truncation()
-        backend.no_padding()
+        self.bos = str(tokenizer.bos_token or "")
+        self.eos = str(tokenizer.eos_token or "")
         first = tokenizer("a")["input_ids"][:1]
         self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
-        controls = template.controls() if template else ""
-        if "{eos}" in controls and not self.eos:
+        named = template.tokens if template else ()
+        if template and "{eos}" in template.controls() and not self.eos:
             raise LmfError(
                 f"The template {template.name!r} ends replies with the tokenizer's end-of-text token, "
                 "but this tokenizer has none. Choose another --template."
             )
-        added: dict[int, Any] = tokenizer.added_tokens_decoder
-        self.control_ids = {id for id, token in added.items() if token.special or token.content in controls}
-        self._parts = _Parts(backend, {id: token for id, token in added.items() if id in self.control_ids})
+        if template and (missing := [token for token in named if backend.token_to_id(token) is None]):
+            raise LmfError(
+                f"The template {template.name!r} writes {', '.join(missing)}, which this tokenizer has no token for. "
+                "Choose another --template."
+            )
+        added = tokenizer.added_tokens_decoder
+        self._ids = {token.content: id for id, token in added.items() if token.special}
+        self._ids |= {token: backend.token_to_id(token) for token in named}
+        self.control_ids = frozenset(self._ids.values())
+        # tokens that swallow the white space before or after them
+        self._lstrip = {token.content for token in added.values() if token.lstrip}
+        self._rstrip = {token.content for token in added.values() if token.rstrip}
+        longest_first = sorted(map(re.escape, self._ids), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self._written: dict[str, list[str]] = {}  # what _cut_at_controls found
+        text = backend.to_str()
+        spec = json.loads(text)
+        model = spec["model"]
+        # what stands for text outside the vocabulary
+        self._unknown = model["unk_id"] if "unk_id" in model else backend.token_to_id(model.get("unk_token") or "")
+        plain = _plain(text)
+        self._prefix = _drop_prefix(spec)
+        # for a text that starts, and for one that continues
+        self._tokenizers = (plain, _plain(json.dumps(spec)) if self._prefix else plain)
 
-    def encode(self, renderings: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
+    def encode(self, renderings: Iterable[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         """Encode many renderings. Returns (ids, labels) of each."""
-        texts = ["".join(piece.text for piece in pieces) for pieces in renderings]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [self._label(pieces, encoding) for pieces, encoding in zip(renderings, encodings, strict=True)]
+        return self._encode(map(self._split, renderings))
 
     def conversations(self, conversations: Iterable[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
         """Render and encode conversations. Returns (ids, labels) of each."""
-        assert self.template
-        return self.encode([self.template.render(c, bos=self.bos, eos=self.eos) for c in conversations])
+        template = self.template
+        assert template
+        return self.encode(template.render(c, bos=self.bos, eos=self.eos) for c in conversations)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation up to where the assistant starts to speak."""
@@ -105,143 +155,144 @@ class Encoder:
 
     def texts(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
         """Encode documents, each from the tokenizer's own start to its end token. Returns (ids, labels) of each."""
-        pieces = [
-            [Piece(self.start, control=True), Piece(text, trained=True), Piece(self.eos, control=True, trained=True)]
-            for text in texts
-        ]
-        return self.encode([[piece for piece in each if piece.text] for each in pieces])
+        end = [_Control(self._ids[self.eos], trained=True)] if self.eos else []
+        return self._encode([*self._opening(), _Text(text, len(text), glued=False), *end] for text in texts)
 
     def plain(self, text: str) -> list[int]:
         """Return the ids of the beginning of a document."""
-        return self.encode([[p for p in (Piece(self.start, control=True), Piece(text)) if p.text]])[0][0]
+        return self._encode([[*self._opening(), _Text(text, 0, glued=False)]])[0][0]
 
-    def _label(self, pieces: Sequence[Piece], encoding: Any) -> tuple[list[int], list[int]]:
-        ids, offsets = encoding.ids, encoding.offsets
-        starts = [start for start, _ in offsets]
-        ends = []  # where each piece ends in the text
-        position = 0
-        for piece in pieces:
-            position += len(piece.text)
-            ends.append(position)
-        for i, id in enumerate(ids):
-            if id in self.control_ids:
-                start, end = offsets[i]
-                if not all(p.control for p in pieces[bisect_right(ends, start) : bisect_left(ends, end) + 1]):
-                    return self._parts.encode(pieces)
-        labels = [IGNORED] * len(ids)
-        for i, piece in enumerate(pieces):
-            if piece.trained:
-                start, end = ends[i] - len(piece.text), ends[i]
-                first, last = bisect_left(starts, start), bisect_left(starts, end)
-                crosses = first > 0 and offsets[first - 1][1] > start
-                if crosses and not pieces[i - 1].trained:
-                    return self._parts.encode(pieces)
-                labels[first:last] = ids[first:last]
-        return ids, labels
+    def _opening(self) -> list[_Part]:
+        return [_Control(self._ids[self.start], trained=False)] if self.start else []
 
+    def _split(self, pieces: Iterable[Piece]) -> list[_Part]:
+        """Cut a rendering at its control tokens and where a reply starts."""
+        parts: list[_Part] = []
+        run: list[str] = []  # the text since the last cut
+        learned = 0  # how many of its characters are trained
+        before = ""  # the control token just before it
 
-class _Parts:
-    """Encodes a rendering in parts: control tokens by their id, text between them as plain text."""
-
-    def __init__(self, backend: Tokenizer, controls: dict[int, Any]):
-        self._backend = backend
-        self._controls = controls
-        self._by_text = {token.content: id for id, token in controls.items()}
-        longest_first = sorted(self._by_text, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._plain: Tokenizer | None = None
-        self._prefix = _prefix_scheme(backend)
-
-    def encode(self, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
-        """Encode one rendering. Returns (ids, labels)."""
-        ids: list[int] = []
-        labels: list[int] = []
-        run: list[tuple[str, bool]] = []  # (text, trained) that no control token interrupts
-        before: Any = None  # the control token that the run follows
-        fresh = True  # whether the run stands at the start of the text
-
-        def flush(after: Any = None) -> None:
-            nonlocal fresh
-            if before is not None and before.rstrip and run:
-                run[0] = (run[0][0].lstrip(), run[0][1])
-            if after is not None and after.lstrip and run:
-                run[-1] = (run[-1][0].rstrip(), run[-1][1])
-            text = "".join(part for part, _ in run)
+        def cut(after: str = "") -> None:
+            nonlocal learned
+            text = "".join(run)
+            if before in self._rstrip:
+                learned -= len(text) - len(text := text.lstrip(_SPACE))
+            if after in self._lstrip:
+                text = text.rstrip(_SPACE)
             if text:
-                glued = not fresh and (before is None or self._prefix == "first")
-                ends, position = [], 0
-                for part, _ in run:
-                    position += len(part)
-                    ends.append(position)
-                for id, start in self._plain_ids(text, glued):
-                    trained = run[min(bisect_right(ends, start), len(run) - 1)][1]
-                    ids.append(id)
-                    labels.append(id if trained else IGNORED)
-            fresh = fresh and not text
+                glued = bool(parts) and (self._prefix == "first" or isinstance(parts[-1], _Text))
+                parts.append(_Text(text, learned, glued))
             run.clear()
+            learned = 0
 
-        was_trained = False
+        trained = False
         for piece in pieces:
-            if piece.trained and not was_trained:  # a reply starts: no token may reach across
-                flush()
-                before = None if ids else before
-            was_trained = piece.trained
-            rest = 0
-            for match in self._pattern.finditer(piece.text) if piece.control else ():
-                if match.start() > rest:
-                    run.append((piece.text[rest : match.start()], piece.trained))
-                rest = match.end()
-                id = self._by_text[match.group()]
-                flush(after=self._controls[id])
-                before, fresh = self._controls[id], False
-                ids.append(id)
-                labels.append(id if piece.trained else IGNORED)
-            if piece.text[rest:]:
-                run.append((piece.text[rest:], piece.trained))
-        flush()
-        return ids, labels
+            if piece.trained and not trained:  # a reply starts
+                if run:
+                    cut()
+                before = ""
+            trained = piece.trained
+            texts = self._cut_at_controls(piece.text) if piece.control else [piece.text]
+            for i, text in enumerate(texts):
+                if i % 2:
+                    if run:
+                        cut(after=text)
+                    parts.append(_Control(self._ids[text], trained))
+                    before = text
+                elif text:
+                    run.append(text)
+                    learned += len(text) * trained
+        if run:
+            cut()
+        return parts
 
-    def _plain_ids(self, text: str, glued: bool) -> list[tuple[int, int]]:
-        """Encode text without control tokens. Returns (id, start in the text) of each token.
+    def _cut_at_controls(self, text: str) -> list[str]:
+        """Cut what a template writes into texts and control tokens, in turn."""
+        if text not in self._written:
+            self._written[text] = self._pattern.split(text)
+        return self._written[text]
 
-        Args:
-            text: The text.
-            glued: It continues a text, so the tokenizer must not put a space before it.
-        """
-        if self._plain is None:
-            self._plain = Tokenizer.from_str(self._backend.to_str())
-            self._plain.encode_special_tokens = True  # special tokens are text like any other
-        for guard in ("\n", ".", "a") if glued and self._prefix else ("",):
-            encoding = self._plain.encode(guard + text, add_special_tokens=False)
-            pairs = [
-                (id, start - len(guard), end - len(guard))
-                for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            ]
-            if all(end <= 0 or start >= 0 for _, start, end in pairs):
-                break
-        pairs = [pair for pair in pairs if not guard or pair[1] >= 0]
-        for id, start, end in pairs:
-            if id in self._controls:  # the vocabulary itself has the piece: write it in two halves
-                if end - start < 2:
-                    raise LmfError(
-                        f"{text[start:end]!r} is a control token of this tokenizer and cannot be plain text."
-                    )
-                head, tail = text[: start + 1], text[start + 1 :]
-                offset = len(head)
-                return self._plain_ids(head, glued) + [(i, s + offset) for i, s in self._plain_ids(tail, True)]
-        return [(id, start) for id, start, _ in pairs]
+    def _encode(self, renderings: Iterable[list[_Part]]) -> list[tuple[list[int], list[int]]]:
+        results = []
+        renderings = iter(renderings)
+        while chunk := list(itertools.islice(renderings, CHUNK)):
+            known = self._encode_texts(dict.fromkeys(p for parts in chunk for p in parts if isinstance(p, _Text)))
+            for parts in chunk:
+                ids: list[int] = []
+                labels: list[int] = []
+                for part in parts:
+                    if isinstance(part, _Control):
+                        ids.append(part.id)
+                        labels.append(part.id if part.trained else IGNORED)
+                    else:
+                        found, trained = known[part]
+                        ids += found
+                        labels += found[:trained] + [IGNORED] * (len(found) - trained)
+                results.append((ids, labels))
+        return results
+
+    def _encode_texts(self, parts: Iterable[_Text]) -> dict[_Text, tuple[list[int], int]]:
+        """Encode texts. Returns the ids of each, and how many of them are trained."""
+        known = {}
+        for glued, tokenizer in enumerate(self._tokenizers):
+            own = [part for part in parts if part.glued == glued]
+            encodings = tokenizer.encode_batch_fast([part.text for part in own], add_special_tokens=False)
+            for part, encoding in zip(own, encodings, strict=True):
+                ids = encoding.ids
+                if 0 < part.trained < len(part.text) or not self.control_ids.isdisjoint(ids):
+                    ids, starts = self._located(part)
+                    known[part] = ids, sum(start < part.trained for start in starts)
+                else:
+                    known[part] = ids, len(ids) if part.trained else 0
+        return known
+
+    def _located(self, part: _Text) -> tuple[list[int], list[int]]:
+        """Encode a text, cut wherever the vocabulary itself has a control token. Returns ids and their starts in it."""
+        cuts = {0, len(part.text)}
+        while True:
+            ids, starts, more = [], [], set()
+            for begin, end in itertools.pairwise(sorted(cuts)):
+                tokenizer = self._tokenizers[part.glued or begin > 0]
+                encoding = tokenizer.encode(part.text[begin:end], add_special_tokens=False)
+                for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                    ids.append(id)
+                    starts.append(begin + start)
+                    spelled = part.text[begin + start : begin + stop]
+                    if id not in self.control_ids or (id == self._unknown and spelled not in self._ids):
+                        continue
+                    if len(spelled) < 2:
+                        raise LmfError(f"{spelled!r} is a control token of this tokenizer and cannot be plain text.")
+                    more.add(begin + start + 1)
+            if not more:
+                return ids, starts
+            cuts |= more
 
 
-def _prefix_scheme(backend: Tokenizer) -> str:
-    """Return where a tokenizer puts a space of its own: "" nowhere, "first" or "always" (after control tokens too)."""
-    spec = json.loads(backend.to_str())
+def _plain(text: str) -> Tokenizer:
+    """Make a tokenizer of a tokenizer.json that takes special tokens for text, and gives offsets of whole tokens."""
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.post_processor = None  # the one of ByteLevel would move the start of a token behind its white space
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _drop_prefix(spec: dict[str, Any]) -> str:
+    """Change a tokenizer.json so that no space is put before a text.
+
+    Returns:
+        Where it was put: "" nowhere, "first" at the start of the text, "always" also after control tokens.
+    """
     found = ""
-    for part in (spec["normalizer"], spec["pre_tokenizer"]):
-        for step in _steps(part):
-            if step["type"] == "Prepend" or (step["type"] == "ByteLevel" and step.get("add_prefix_space")):
-                found = "always"
-            elif step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-                found = found or step.get("prepend_scheme", "always")
+    for step in [*_steps(spec["normalizer"]), *_steps(spec["pre_tokenizer"])]:
+        if step["type"] == "Prepend":
+            step["prepend"], found = "", "always"
+        elif step["type"] == "ByteLevel" and step["add_prefix_space"]:
+            step["add_prefix_space"], found = False, "always"
+        elif step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
+            found = found or step["prepend_scheme"]
+            step["prepend_scheme"] = "never"
     return found
 
 

@@ -18,7 +18,7 @@ from .errors import LmfError
 from .models import load_model, load_tokenizer, match_template
 from .plugins import Plugins
 from .runs import RUN_FILE, read_run
-from .sources import family, find_model
+from .sources import Source, family, find_model
 from .template import Message, Template
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _open_run(folder: Path, plugins: Plugins) -> tuple[nn.Module, PreTrainedToke
         raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
     here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
     base = here or find_model(record["settings"]["model"], plugins)
-    tokenizer = load_tokenizer(type(base)(str(folder), str(folder)))
+    tokenizer = load_tokenizer(Source(str(folder), str(folder)))
     model = load_model(base)
     if here is None:
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -108,12 +108,14 @@ def reply(
     """
     template = encoder.template
     ids = encoder.prompt([Message("user", prompt)]) if template else encoder.plain(prompt)
-    texts = template.stops(encoder.eos) if template else ()
-    stops = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
-    stops = [id for id in {*stops, tokenizer.eos_token_id} if id is not None]
+    texts, known = template.stops(encoder.eos) if template else (), tokenizer.get_vocab()
+    stops = [id for id in {*(known.get(text) for text in texts), tokenizer.eos_token_id} if id is not None]
+    strings = [text for text in texts if text not in known]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options["temperature"] = temperature
+    if strings:
+        options |= {"stop_strings": strings, "tokenizer": tokenizer}
     device = next(model.parameters()).device
     row = torch.tensor([ids], device=device)
     with ordinary_attention(model), torch.no_grad():
@@ -125,7 +127,13 @@ def reply(
             streamer=_streamer(tokenizer, stream),
             **options,
         )
-    return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+    written = out[0, len(ids) :].tolist()
+    if written and written[-1] in stops:
+        written.pop()
+    text = str(tokenizer.decode(written, skip_special_tokens=True))
+    for string in strings:
+        text = text.partition(string)[0]
+    return text
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import LmfError
+from .runs import LOCK_FILE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -20,25 +21,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone; the lock ends with the process, however it ends.
 
+    The folder is made if need be, and removed if nothing is in it at the end.
+
     Raises:
-        LmfError: Another process holds it.
+        LmfError: Another process holds it, or it cannot be made.
     """
-    file = folder / ".lock"
+    file = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LmfError(f"{folder} cannot be made: {error.strerror}. Choose another --output.") from None
     with file.open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             raise LmfError(
                 f"{folder} is in use by another run (process {stream.read().strip() or 'unknown'}).\n"
                 "Wait for it, or choose another --output."
             ) from None
-        stream.seek(0)
-        stream.truncate()
+        except OSError as error:
+            raise LmfError(f"{file} cannot be locked: {error.strerror}. Choose an --output on another disk.") from None
+        stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
-        yield
-    file.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class Stop:
@@ -59,11 +71,15 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Listen to the signals; outside the main thread there are none to listen to."""
+        """Listen to the signals, but not to those that are ignored, as ``nohup`` does with SIGHUP.
+
+        Outside the main thread there are none to listen to.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heard}
         try:
             yield self
         finally:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .config import flag
 from .data import Data, read
 from .errors import ConfigError, LmfError, did_you_mean
 from .plugins import Plugins
-from .runs import RUN_FILE, read_run
+from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
@@ -139,9 +140,12 @@ def check_output(plan: Plan) -> None:
     settings, output = plan.settings, plan.settings.output
     if settings.resume and settings.overwrite:
         raise ConfigError("--resume continues a run and --overwrite deletes it; give one of them.")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; it must be a folder.")
-    used = output.is_dir() and any(output.iterdir())
+    existing = next(p for p in [output, *output.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"--output {output}: {existing} is a file; it must be a folder.")
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {output}: {existing} is not writable.")
+    used = output.is_dir() and any(p.name != LOCK_FILE for p in output.iterdir())
     ours = (output / RUN_FILE).exists()
     if settings.resume:
         if not ours:
@@ -154,12 +158,14 @@ def check_output(plan: Plan) -> None:
             f"--output {output} holds a run already.\n"
             "Add --resume to continue it, --overwrite to replace it, or choose another folder."
         )
-    parent = next(p for p in [output.absolute(), *output.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {output}: {parent} is not writable.")
+    elif used:
+        for name, path in _inputs(plan):
+            if path.resolve().is_relative_to(output.resolve()):
+                raise ConfigError(f"--overwrite would delete the {name} {path}, which is in --output {output}.")
 
 
-MAY_CHANGE = frozenset({"resume", "overwrite", "output", "save_every", "keep", "log"})
+# the data are compared by their contents
+MAY_CHANGE = frozenset({"resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data"})
 
 
 def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:
@@ -170,16 +176,27 @@ def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:
         for name, value in now.items()
         if name not in MAY_CHANGE and run["settings"].get(name) != value
     ]
-    for what, data in (("data", plan.data), ("held-out data", plan.held_out)):
-        sums = [source.sha256 for source in data.sources]
-        if sums != [source["sha256"] for source in run[what.replace(" ", "_").replace("-", "_")]]:
-            changed.append(f"  the {what}: the files have other contents now")
+    for key, data in (("data", plan.data), ("held_out_data", plan.held_out)):
+        then = [(Path(source["path"]).name, source["sha256"]) for source in run[key]]
+        for old, new in zip_longest(then, [(s.path.name, s.sha256) for s in data.sources]):
+            if old is None or new is None or old[1] != new[1]:
+                changed.append(f"  {key.replace('_', ' ')}: {_file(old)} then, {_file(new)} now")
     if changed:
         raise ConfigError(
             f"--resume: the run in {plan.settings.output} began with something else:\n"
             + "\n".join(changed)
-            + f"\nContinue it as it was: lmf {plan.objective.name} --config {plan.settings.output}/run.toml --resume"
+            + f"\nContinue it as it was: {resume_command(plan.objective.name, plan.settings.output)}"
         )
+
+
+def _inputs(plan: Plan) -> list[tuple[str, Path]]:
+    """Return the files and folders that the run reads, and what each is."""
+    data = [("data", source.path) for source in (*plan.data.sources, *plan.held_out.sources)]
+    return [*data, *([("model", plan.model.folder)] if plan.model.folder else [])]
+
+
+def _file(entry: tuple[str, str] | None) -> str:
+    return f"{entry[0]} (sha256 {entry[1][:12]})" if entry else "no file"
 
 
 def _plain(value: Any) -> Any:

@@ -168,6 +168,10 @@ class Plugins:
             if name == "lmf-core" or (name not in disabled and (wanted is None or name in wanted)):
                 self._load(plugin, entry)
         packages = {plugin.package for plugin, _ in found}
+        left_out = sorted(packages - {plugin.package for plugin in self.installed})
+        if left_out and only is None:
+            for registry in self.registries.values():
+                registry.hints.append(f"Left out by LMF_PLUGINS or LMF_DISABLE_PLUGINS: {', '.join(left_out)}.")
         for name in sorted((wanted or set()) - packages - {"lmf-core"}):
             who = "LMF_PLUGINS asks" if only is None else "it was asked"
             problem = f"not installed, though {who} for it.{did_you_mean(name, packages)}"

@@ -185,7 +185,9 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
             "examples are padded: " + ("--attention was given" if plan.kernel else "this architecture cannot be packed")
         )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # the newer name of the same
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     _set_stops(model, material)
     spec = family(model.config.model_type, plan.plugins)
     tuner = plan.method.build(plan.method_options, spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from .errors import DataError, LmfError
 RUN_FILE = "lmf.json"
 SETTINGS_FILE = "run.toml"
 LOG_FILE = "log.jsonl"
+LOCK_FILE = ".lock"
 
 
 def write_file(file: Path, text: str) -> None:
     """Write a file whole or not at all: beside it first, then by rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -78,11 +80,16 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def resume_command(objective: str, folder: Path) -> str:
+    """Return what to type to continue a run."""
+    return f"lmf {objective} --config {shlex.quote(str(folder / SETTINGS_FILE))} --resume"
+
+
 def find_runs(folder: Path) -> list[Path]:
-    """Return the folders of the runs in and under a folder, not looking inside a run."""
+    """Return the folders of the runs in and under a folder, not looking inside a run or through a link."""
     if (folder / RUN_FILE).exists():
         return [folder]
     if not folder.is_dir():
         return []
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
     return [run for child in inner for run in find_runs(child)]

@@ -15,22 +15,32 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.utils import gather_object, set_seed
 
 from . import checkpoint, generate, packing
 from .config import to_toml
 from .encode import Example
-from .errors import Interrupted, LmfError
+from .errors import ConfigError, Interrupted, LmfError
 from .guard import Stop, lock
 from .packing import Batch
-from .plan import Plan
+from .plan import Plan, check_output
 from .prepare import Learner, Material, encode_data, load_learner
 from .report import Reporter
-from .runs import LOG_FILE, SETTINGS_FILE, read_log, write_file, write_run
+from .runs import (
+    LOCK_FILE,
+    LOG_FILE,
+    RUN_FILE,
+    SETTINGS_FILE,
+    read_log,
+    read_run,
+    resume_command,
+    write_file,
+    write_run,
+)
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -42,16 +52,25 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     report = report or Reporter()
     settings, output = plan.settings, plan.settings.output
     accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
-    torch.manual_seed(settings.seed)
+    set_seed(settings.seed)
     material = encode_data(plan, report)
     learner = load_learner(plan, material, accelerator.device, report)
     check_saving(learner, material, plan)
-    output.mkdir(parents=True, exist_ok=True)
+    run = _Run(plan, material, learner, accelerator, report)
     with lock(output) if accelerator.is_main_process else contextlib.nullcontext():
-        if settings.overwrite and accelerator.is_main_process:
-            clear(output)
+        if accelerator.is_main_process:
+            check_output(plan)  # again: another run may have come and gone while the model was loaded
+            if settings.overwrite:
+                clear(output)
         accelerator.wait_for_everyone()
-        _Run(plan, material, learner, accelerator, report).work()
+        try:
+            run.work()
+        except BaseException:
+            if accelerator.is_main_process and not (run.done or settings.resume):
+                clear(output)  # a run that never took a step leaves nothing behind
+            raise
+        finally:
+            accelerator.end_training()
     return output
 
 
@@ -69,8 +88,8 @@ class _Run:
         self.optimizer = plan.optimizer.build(groups)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
-        self.steps = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.per_epoch))
-        self.warmup = min(math.ceil(self.settings.warmup * self.steps), self.steps - 1)
+        self.steps = self.settings.steps or max(1, _ceil(self.settings.epochs * self.per_epoch))
+        self.warmup = min(_ceil(self.settings.warmup * self.steps), self.steps - 1)
         self.done = 0
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
         self.since_best = 0  # evaluations since then
@@ -100,6 +119,9 @@ class _Run:
         chunks = packing.batches(self.material.train, settings.batch_size, settings.seed, self.done, self.steps)
         self.wrapped.train()
         for chunk in chunks:
+            if settings.patience and self.since_best >= settings.patience:
+                self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
+                return "stopped early"
             start = time.perf_counter()
             tuner.before_step(self.done, self.optimizer)
             factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
@@ -121,13 +143,12 @@ class _Run:
             self._log(entry)
             self.report.step(entry)
             improved = self._due(settings.eval_every) and self._evaluate()
-            if stop.signal is not None and self.done < self.steps:
-                self._stop(stop.signal)
+            # what any process was told, all obey
+            signal = int(self.accelerator.gather(torch.tensor([stop.signal or 0], device=self.device)).max())
+            if signal and self.done < self.steps:
+                self._stop(signal)
             if self._due(settings.save_every) or (improved and settings.save_best):
                 self._save()
-            if settings.patience and self.since_best >= settings.patience and self.done < self.steps:
-                self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
-                return "stopped early"
         return "finished"
 
     def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
@@ -150,13 +171,17 @@ class _Run:
             self.accelerator.backward(loss * ranks)
             losses.append(loss.detach())
         total = self.accelerator.reduce(torch.stack(losses).sum()).item()
-        limit = settings.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self._diverged(total, norm, losses, batches)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        entry = {"loss": total, "gradient_norm": norm.item()}
+        if not all(map(math.isfinite, entry.values())):
+            what = f"the loss is {total} and the norm of its gradient {norm.item()}; the step was not taken"
+            self._diverged(f"Step {self.done + 1}: {what}.", losses, [b.where for b in batches])
+        if settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "gradient_norm": norm}
+        return entry
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
@@ -172,12 +197,16 @@ class _Run:
             return False
         self.wrapped.eval()
         mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        losses = [torch.zeros((), dtype=torch.float64, device=self.device)]
+        where: list[Sequence[str]] = [()]
         with torch.no_grad(), self._precision():
             for part in packing.micro_batches(mine, self.settings.micro_batch_tokens, self.learner.packed):
-                total += self.material.criterion.loss(self.wrapped, self._batch(part)).double()
+                losses.append(self.material.criterion.loss(self.wrapped, self._batch(part)).double())
+                where.append([e.where for e in part])
         self.wrapped.train()
-        loss = self.accelerator.reduce(total).item() / sum(e.weight for e in examples)
+        loss = self.accelerator.reduce(torch.stack(losses).sum()).item() / sum(e.weight for e in examples)
+        if not math.isfinite(loss):
+            self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
         entry = {"step": self.done, "eval_loss": loss}
         self._log(entry)
         self.report.evaluated(entry)
@@ -191,6 +220,9 @@ class _Run:
         return self.done % (every or self.per_epoch) == 0 or self.done == self.steps
 
     def _save(self) -> Path:
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self._diverged(f"Step {self.done}: the weights are not finite numbers.", [], [])
+        randoms = gather_object([checkpoint.random_state()])
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.output,
@@ -199,46 +231,74 @@ class _Run:
                 self.model,
                 self.optimizer,
                 {"best": self.best, "since_best": self.since_best},
+                randoms,
             )
-            best = checkpoint.name(self.best["step"]) if self.best else None
-            checkpoint.prune(self.output, self.settings.keep, best)
+            checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
         self.accelerator.wait_for_everyone()
-        return self.output / checkpoint.FOLDER / checkpoint.name(self.done)
+        return self._checkpoint(self.done)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.output / checkpoint.FOLDER / checkpoint.name(step)
 
     def _resume(self) -> None:
+        self._compare(read_run(self.output))
         folder, skipped = checkpoint.find(self.output)
         for reason in skipped:
             self.report.note(reason)
         if folder is None:
             raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
         self.learner.tuner.load(self.model, folder)
-        state = checkpoint.load(folder, self.model, self.optimizer)
+        state = checkpoint.load(folder, self.model, self.optimizer, self.accelerator.process_index)
         self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
-        lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
+        if self.best and self.best["step"] and (problem := checkpoint.damage(self._checkpoint(self.best["step"]))):
+            self.report.note(f"the best checkpoint, of step {self.best['step']}, is lost ({problem})")
+            self.best = None
         if self.accelerator.is_main_process:
-            write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+            checkpoint.sweep(self.output)
+            lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
+            with checkpoint.writing(self.output / LOG_FILE):
+                write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self.report.note(f"resumed from {folder.name}")
+
+    def _compare(self, then: dict[str, Any]) -> None:
+        """Refuse to go on with another template or family; tell of other versions and machines.
+
+        Raises:
+            ConfigError: The same settings mean something else now.
+        """
+        now = self._describe()
+        for key in ("family", "template", "optimizer", "new_tokens"):
+            if now[key] != then.get(key):
+                raise ConfigError(
+                    f"--resume: the run in {self.output} began with something else:\n"
+                    f"  {key.replace('_', ' ')}: {then.get(key)!r} then, {now[key]!r} now"
+                )
+        for key in ("plugins", "versions", "python", "device", "processes"):
+            if now[key] != then.get(key):
+                self.report.note(f"{key} then: {then.get(key)}; now: {now[key]}. The numbers may differ a little")
+        self.record = then
 
     def _stop(self, signal: int) -> None:
         folder = self._save()
         self._write_record("interrupted")
         raise Interrupted(
             f"Stopped after step {self.done} of {self.steps}; saved {folder}.\n"
-            f"Continue: lmf {self.plan.objective.name} --config {self.output / SETTINGS_FILE} --resume",
+            f"Continue: {resume_command(self.plan.objective.name, self.output)}",
             signal,
         )
 
-    def _diverged(self, loss: float, norm: float, losses: Sequence[torch.Tensor], batches: Sequence[Batch]) -> None:
-        bad = [b for part, b in zip(losses, batches, strict=True) if not torch.isfinite(part)] or list(batches)
-        where = [name for batch in bad for name in batch.where]
-        parameter = next(
-            (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), None
-        )
+    def _diverged(self, what: str, losses: Sequence[torch.Tensor], where: Sequence[Sequence[str]]) -> NoReturn:
+        """End the run, naming the records of the micro-batches whose loss is not finite, or else of them all."""
+        bad = [name for loss, names in zip(losses, where, strict=True) if not loss.isfinite() for name in names]
+        names = gather_object(bad) or gather_object([name for names in where for name in names])
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        parameter = next((name for name, grad in gradients.items() if not grad.isfinite().all()), None)
         folder, _ = checkpoint.find(self.output)
         self._write_record("diverged")
         raise LmfError(
-            f"Step {self.done + 1}: the loss is {loss} and the norm of its gradient {norm}; the step was not taken.\n"
-            f"Records of that batch: {', '.join(where[:8])}{f' and {len(where) - 8} more' if len(where) > 8 else ''}.\n"
+            f"{what}\n"
+            + (f"Records of that batch: {', '.join(names[:8])}{more}.\n" if names else "")
             + (f"First parameter with a bad gradient: {parameter}.\n" if parameter else "")
             + (f"The last good checkpoint is {folder}. " if folder else "There is no checkpoint yet. ")
             + "Try a lower --learning-rate, or look at these records."
@@ -246,15 +306,22 @@ class _Run:
 
     def _finish(self, status: str) -> None:
         """Save the model that the run gives out, and close the record."""
-        if self.settings.save_best and self.best and self.best["step"] not in (0, self.done):
-            self.learner.tuner.load(self.model, self.output / checkpoint.FOLDER / checkpoint.name(self.best["step"]))
-            self.report.note(f"giving out the weights of step {self.best['step']}, which had the lowest held-out loss")
+        if self.settings.save_best and self.best and self.best["step"] != self.done:
+            self._load_best(self.best["step"])
         if self.accelerator.is_main_process:
             save_model(self.learner, self.material, self.output)
         self._sample("after")
         self.record["ended"] = status
         self._write_record("finished")
-        self.accelerator.end_training()
+
+    def _load_best(self, step: int) -> None:
+        if step == 0:
+            self.report.note("the held-out loss was lowest before training; giving out the last weights all the same")
+        elif problem := checkpoint.damage(self._checkpoint(step)):
+            self.report.note(f"the best checkpoint, of step {step}, is lost ({problem}); giving out the last weights")
+        else:
+            self.learner.tuner.load(self.model, self._checkpoint(step))
+            self.report.note(f"giving out the weights of step {step}, which had the lowest held-out loss")
 
     def _sample(self, when: str) -> None:
         if self.settings.sample and self.accelerator.is_main_process:
@@ -264,7 +331,8 @@ class _Run:
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / LOG_FILE).open("a", encoding="utf-8") as log:
+            file = self.output / LOG_FILE
+            with checkpoint.writing(file), file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             if self.settings.log:
                 self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
@@ -272,13 +340,19 @@ class _Run:
     def _write_record(self, status: str) -> None:
         if not self.accelerator.is_main_process:
             return
+        self.record |= {"status": status, "steps": self.done, "best": self.best, **self._describe()}
+        self.record["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        left_out = {"resume", "overwrite"}
+        settings = {k: v for k, v in self.plan.values().items() if k not in left_out and v not in (None, ())}
+        with checkpoint.writing(self.output / RUN_FILE):
+            write_run(self.output, self.record)
+            write_file(self.output / SETTINGS_FILE, to_toml(settings))
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what is run, with what and on what, as JSON values."""
         plan = self.plan
-        values = plan.values()
-        self.record |= {
-            "status": status,
-            "steps": self.done,
-            "best": self.best,
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+        return {
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
             "family": plan.plugins.models.qualified(self.learner.spec),
             "template": plan.plugins.templates.qualified(self.material.template) if self.material.template else None,
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
@@ -290,11 +364,7 @@ class _Run:
             "python": platform.python_version(),
             "device": str(self.device),
             "processes": self.accelerator.num_processes,
-            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        kept = {k: v for k, v in values.items() if k not in ("resume", "overwrite") and v not in (None, ())}
-        write_file(self.output / SETTINGS_FILE, to_toml(kept))
-        write_run(self.output, self.record)
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
@@ -311,6 +381,10 @@ def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0
 
 
+def _ceil(steps: float) -> int:
+    return math.ceil(round(steps, 6))  # 1.1 epochs of 10 steps are 11.000000000000002
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the most memory used so far in bytes: of the GPU, or of the process."""
     if device.type == "cuda":
@@ -325,17 +399,23 @@ def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
     Raises:
         LmfError: It cannot be saved, or the disk is too small.
     """
+    base, model = _base(learner.model), learner.model
     try:
         with tempfile.TemporaryDirectory() as folder:
             _save_extras(learner, material, Path(folder))
+            base.config.save_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise LmfError(
-            f"The tuned model could not be saved with this configuration: {' '.join(str(error).split())}"
+            f"What {plan.model.asked} brings could not be saved with the tuned model: {' '.join(str(error).split())}\n"
+            "Correct its config.json, generation_config.json or tokenizer files."
         ) from error
-    trained = sum(p.numel() * p.element_size() for p in learner.model.parameters() if p.requires_grad)
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    saved = sum(p.numel() * p.element_size() for p in model.parameters()) if base is model else trained
     output = plan.settings.output.absolute()
     existing = next(p for p in [output, *output.parents] if p.exists())
-    checkpoint.check_space(existing, trained * (3 * (plan.settings.keep + 2) + 1))
+    freed = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())  # an earlier run that this one replaces
+    checkpoints = plan.settings.keep + 2  # besides: the best one, and the one being written; AdamW doubles the trained
+    checkpoint.check_space(existing, saved * (checkpoints + 1) + 2 * trained * checkpoints - freed)
 
 
 def save_model(learner: Learner, material: Material, output: Path) -> None:
@@ -345,30 +425,34 @@ def save_model(learner: Learner, material: Material, output: Path) -> None:
         LmfError: It could not be written; the checkpoints are untouched.
     """
     partial = output / ".model.partial"
+    checkpoint.sweep(output)
     try:
+        with checkpoint.writing(output):
+            partial.mkdir()
+            learner.tuner.save(learner.model, partial)
+            _save_extras(learner, material, partial)
+            checkpoint.sync(*partial.iterdir())
+            for path in sorted(partial.iterdir()):
+                path.replace(output / path.name)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        learner.tuner.save(learner.model, partial)
-        _save_extras(learner, material, partial)
-        for path in sorted(partial.iterdir()):
-            path.replace(output / path.name)
-        partial.rmdir()
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise LmfError(checkpoint.cannot_write(output, error)) from error
 
 
 def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
     """Write the tokenizer with its chat template, and the generation config with its stop ids."""
     material.tokenizer.save_pretrained(folder)
-    base = learner.model.get_base_model() if hasattr(learner.model, "get_base_model") else learner.model
-    base.generation_config.save_pretrained(folder)
+    _base(learner.model).generation_config.save_pretrained(folder)
+
+
+def _base(model: Any) -> Any:
+    """Return the model inside an adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def clear(output: Path) -> None:
-    """Delete an earlier run."""
-    for path in output.iterdir():
+    """Delete an earlier run; its record goes last, so that half of it is still known for a run."""
+    for path in sorted(output.iterdir(), key=lambda path: path.name == RUN_FILE):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif path.name != LOCK_FILE:
             path.unlink()

@@ -44,7 +44,7 @@ def find_layers(model: nn.Module, target: Sequence[str], projections: Sequence[s
         )
     if head in paths and is_tied(model):
         raise ConfigError(
-            f"--target {head}: it is one matrix with the input embeddings, which an update of the head would not change.\n"
+            f"--target {head}: it is one matrix with the input embeddings, which an update of it would not change.\n"
             f"Train that matrix whole instead: --modules-to-save {head}."
         )
     return {path: linear[path] for path in paths}
@@ -62,7 +62,8 @@ def find_whole(model: nn.Module, names: Sequence[str]) -> list[str]:
         if not found:
             known = _names(modules)
             raise ConfigError(
-                f"--modules-to-save {name} fits no module.{did_you_mean(name, known)}\nThe model has {', '.join(known)}."
+                f"--modules-to-save {name} fits no module.{did_you_mean(name, known)}\n"
+                f"The model has {', '.join(known)}."
             )
         if any(isinstance(modules[path], nn.ModuleList) for path in found):
             raise ConfigError(f"--modules-to-save {name} is a list of modules; name modules that are in it.")

@@ -157,7 +157,7 @@ class LoraTuner(Tuner):
             own = getattr(config, key)
             if found.get(key) != own:
                 raise LmfError(f"{file}: {key} is {found.get(key)!r}, but the model's is {own!r}.")
-        names = found.get("target_modules")
+        names: Any = found.get("target_modules")
         layers = [path for path, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)]
         known = isinstance(names, list) and all(isinstance(name, str) and select(layers, [name]) for name in names)
         if not known or select(layers, names) != layers:

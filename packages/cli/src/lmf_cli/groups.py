@@ -1,0 +1,68 @@
+"""Commands that are built when they are asked for, and a ``--help`` in sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import typer
+from lmf.plugins import Registry
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+
+def application(**options: Any) -> typer.Typer:
+    """Return an empty Typer application whose help is plain text, and fast to print."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, **options)
+
+
+def single(function: Callable[..., None], **options: Any) -> typer.Typer:
+    """Return the application that a function alone is, with its flags under headings."""
+    app = application()
+    app.command(cls=Command, **options)(function)
+    return app
+
+
+class Command(TyperCommand):
+    """A command with its flags under the headings that they name."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            heading = getattr(param, "rich_help_panel", None) or f"{param.param_type_name}s".capitalize()
+            if record := param.get_help_record(ctx):
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def lazy_group(
+    registry: Registry[Any], make: Callable[[Any], Any], sections: Mapping[str, Sequence[str]]
+) -> type[TyperGroup]:
+    """Return a group of commands, one for each name in a registry, built when it is asked for.
+
+    Args:
+        registry: What the commands are made from.
+        make: Returns a Typer application for one item, or a function for one command.
+        sections: The names to list, by their heading in ``--help``.
+    """
+
+    class Group(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return [name for names in sections.values() for name in names]
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if ctx.resilient_parsing and cmd_name not in registry:  # a shell completes a line that is not finished
+                return None
+            made = make(registry[cmd_name])
+            command = get_command(made if isinstance(made, typer.Typer) else single(made))
+            command.name = cmd_name
+            return command
+
+        def format_commands(self, ctx: Any, formatter: Any) -> None:
+            for heading, names in sections.items():
+                with formatter.section(heading):
+                    formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(200)) for name in names])
+
+    return Group
