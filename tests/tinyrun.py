@@ -2,21 +2,29 @@
 
 import hashlib
 import json
+import os
 import signal
+import socket
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from lmf import Plugins, RunSettings
 from lmf.config import make
 from lmf.plan import Plan, make_plan
 from lmf.report import Reporter
 from lmf.training import train
 from safetensors.torch import load_file
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 PLUGINS = Plugins()
-WORDS = "the user and assistant say hello what is one two three answer".split()
+WORDS = ["the", "user", "and", "assistant", "say", "hello", "what", "is", "one", "two", "three", "answer"]
 
 
 def talks(file: Path, count: int, turns: int = 1) -> Path:
@@ -121,6 +129,52 @@ def relative(a: float, b: float) -> float:
 
 
 def far(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
-    """Return the largest difference between tensors of one name, relative to the largest value in them."""
+    """Return the largest difference between tensors of one name, as norms: ‖a − b‖ / ‖b‖."""
     assert a.keys() == b.keys()
-    return max(((a[k] - b[k]).abs().max() / b[k].abs().max()).item() for k in a)
+    return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in a)
+
+
+def apart(a: Path, b: Path) -> dict[str, float]:
+    """Return how far two runs are apart: the largest relative differences of what they logged and gave out."""
+    pairs = list(zip(log(a, "loss"), log(b, "loss"), strict=True))
+    logged = {key: max(relative(x[key], y[key]) for x, y in pairs) for key in ("loss", "gradient_norm")}
+    return logged | {"weights": far(weights(a), weights(b))}
+
+
+def fork(work: Callable[[], Any]) -> int:
+    """Start work in a copy of this process, which spares it the imports. Returns its process id."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    """Wait for a process. Returns its exit code, or the negative number of the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def processes(count: int, work: Callable[[int], Any]) -> list[int]:
+    """Do work in processes that know of each other, as ``accelerate launch`` starts them. Returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(rank: int) -> None:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {name: str(number) for name, number in numbers.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work(rank)
+
+    return [ended(pid) for pid in [fork(lambda rank=rank: start(rank)) for rank in range(count)]]

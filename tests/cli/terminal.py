@@ -7,14 +7,14 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmf_cli
 import pytest
 
-HEAVY = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "tokenizers", "matplotlib", "rich")
+HEAVY = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "tokenizers", "matplotlib")
 RUNNING = ("encode", "models", "packing", "checkpoint", "generate", "prepare", "training")  # modules of lmf
 
 
@@ -40,7 +40,8 @@ def lmf(*args: str) -> Done:
 def lmf_without_torch(*args: str) -> Done:
     """Run ``lmf`` in this process, where nothing that takes seconds to import can be imported."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*HEAVY[:-1], *(f"lmf.{module}" for module in RUNNING)):
+        heavy = [name for name in sys.modules if name.partition(".")[0] in HEAVY]
+        for name in (*heavy, *HEAVY, *(f"lmf.{module}" for module in RUNNING)):
             patch.setitem(sys.modules, name, None)
         return lmf(*args)
 
@@ -53,6 +54,35 @@ def fresh(
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True
     )
+
+
+BATCH = """
+import contextlib, io, json, sys
+from pathlib import Path
+import lmf_cli
+from lmf.testing import tiny_checkpoint
+
+if not Path("model").exists():
+    tiny_checkpoint(Path("model"))
+done = []
+for line in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["lmf", *line]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            lmf_cli.main()
+    except SystemExit as ended:
+        done.append([ended.code or 0, out.getvalue(), err.getvalue()])
+json.dump(done, sys.stdout)
+"""
+
+
+def batch(folder: Path, lines: Iterable[Sequence[str]]) -> list[Done]:
+    """Run many commands in one fresh process, which loads torch once, in a folder with a tiny model."""
+    command = [sys.executable, "-c", BATCH]
+    done = subprocess.run(command, input=json.dumps([*lines]), cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [Done(*row) for row in json.loads(done.stdout)]
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -211,7 +211,7 @@ for line in sys.argv[1].split(";"):
 
 def loaded(*lines: str, folder: Path) -> dict[str, list[str]]:
     """Which heavy modules a process has loaded after each of some commands."""
-    code = QUICK.replace("HEAVY", repr(HEAVY))
+    code = QUICK.replace("HEAVY", repr((*HEAVY, "rich")))
     done = subprocess.run(
         [sys.executable, "-c", code, ";".join(lines)], cwd=folder, capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import math
-import signal
+import re
 import subprocess
 import sys
 import warnings
@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinyrun
 import torch
-from lmf import ConfigError, LmfError, Plugins, RunSettings
+from lmf import ConfigError, LmfError, Plugins
 from lmf.config import make
 from lmf.errors import Interrupted
 from lmf.generate import open_model
-from lmf.plan import make_plan
-from lmf.report import Reporter
 from lmf.testing import TINY, check_method, tiny_checkpoint, tiny_model, tiny_tokenizer
-from lmf.training import train
+from lmf_cli.app import build as command_line
 from lmf_lora import LoraOptions, build, lmf_methods
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -36,6 +35,7 @@ from transformers import (
     PhiConfig,
     PhiForCausalLM,
 )
+from typer.testing import CliRunner
 
 # peft 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, an old name; here where the tests call it directly
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -44,6 +44,7 @@ IDS = torch.randint(10, 300, (4, 16), generator=torch.Generator().manual_seed(0)
 NEW = [3, 5]  # ids that are taken for new tokens
 TALK_IDS = torch.cat([IDS, torch.tensor(NEW * 2)[:, None]], dim=1)  # with new tokens in them
 ATTENTION = ("q_proj", "v_proj")
+README = (Path(__file__).parents[2] / "packages/methods/lora/README.md").read_text()
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 # Settings, and what they mean to peft, written down a second time
@@ -193,6 +194,22 @@ def test_a_saved_adapter_is_put_back_bit_for_bit(options, settings, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+# peft's conversion loads the start as a second adapter, and warns of what it does itself
+@pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights of the model:UserWarning")
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_decomposed_update_is_saved_as_peft_converts_it(init, tmp_path):
+    tuner, model = prepared(tiny_model(), init=init)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = init
+    tuner.save(learn(model), tmp_path / "ours")
+    model.save_pretrained(tmp_path / "peft", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    assert different(*(load_file(tmp_path / by / FILES[1]) for by in ("ours", "peft"))) == []
+    ours, theirs = (LoraConfig.from_pretrained(str(tmp_path / by)) for by in ("ours", "peft"))
+    assert (ours.r, ours.lora_alpha, ours.init_lora_weights) == (32, 64, True)
+    assert (theirs.r, theirs.lora_alpha, theirs.init_lora_weights) == (32, 64, True)
+
+
 @cases
 def test_the_merged_model_gives_the_same_logits(options, settings):
     model = learn(prepared(biased_model(), **options)[1])
@@ -204,10 +221,7 @@ def test_the_merged_model_gives_the_same_logits(options, settings):
 def test_the_base_and_only_the_base_stays_frozen(options, settings):
     model = prepared(biased_model(), NEW, **options)[1]
     before, trained = state(model), {n for n, p in model.named_parameters() if p.requires_grad}
-    after = state(learn(model, TALK_IDS))
-    changed = set(different(before, after))
-    # rows of the tied kind share storage with nothing here, so names tell
-    assert changed == trained
+    assert set(different(before, state(learn(model, TALK_IDS)))) == trained
     usual = ("lora_A", "lora_B", "lora_magnitude_vector", "trainable_tokens_delta", "modules_to_save")
     rest = {name for name in trained if not any(part in name for part in usual)}
     assert all(name.endswith("bias") for name in rest)
@@ -281,15 +295,13 @@ def test_the_learning_rates_are_those_of_the_loraplus_optimizer_of_peft(options)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
 
     def of_each(groups: list[dict[str, Any]], key: str) -> dict[str, float]:
-        return {names[id(p)]: pytest.approx(group[key]) for group in groups for p in group["params"]}
+        return {names[id(p)]: group[key] for group in groups for p in group["params"]}
 
     groups = tuner.groups(model, 0.001, 0.1)
     assert of_each(groups, "lr") == of_each(reference.param_groups, "lr")
     assert len(of_each(groups, "lr")) == len(names)
-    decay = of_each(groups, "weight_decay")
-    assert {n for n, p in model.named_parameters() if p.requires_grad and p.ndim < 2} == {
-        n for n in decay if decay[n] == 0
-    }
+    for name, decay in of_each(groups, "weight_decay").items():
+        assert decay == (0.1 if model.get_parameter(name).ndim >= 2 else 0), name
 
 
 def test_without_a_ratio_everything_learns_at_one_rate():
@@ -299,16 +311,15 @@ def test_without_a_ratio_everything_learns_at_one_rate():
 
 @pytest.mark.parametrize(
     ("bias", "where"),
-    [("lora_only", {"self_attn.q_proj"}), ("all", {"self_attn.q_proj", "mlp.up_proj", "self_attn.o_proj"})],
+    [
+        ("lora_only", {"self_attn.q_proj"}),
+        ("all", {f"self_attn.{x}_proj" for x in "qkvo"} | {f"mlp.{x}_proj" for x in ("gate", "up", "down")}),
+    ],
 )
 def test_bias_trains_those_of_the_updated_layers_or_all(bias, where):
     model = prepared(biased_model(), bias=bias, target=("q_proj",))[1]
-    trained = [
-        n.replace(".base_layer", "") for n, p in model.named_parameters() if p.requires_grad and n.endswith("bias")
-    ]
-    assert {
-        place for place in ("self_attn.q_proj", "mlp.up_proj", "self_attn.o_proj") for n in trained if place in n
-    } == where
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and n.endswith("bias")]
+    assert {n.removesuffix(".bias").removesuffix(".base_layer").partition("layers.")[2][2:] for n in trained} == where
 
 
 def test_a_module_to_save_is_the_named_one_and_no_other_whose_name_ends_alike():
@@ -654,17 +665,6 @@ def test_gradient_checkpointing_does_not_change_the_gradients(options):
     assert different(*gradients) == []
 
 
-class StopAfter(Reporter):
-    """Sends this process a signal after a step, as Ctrl-C does."""
-
-    def __init__(self, step: int):
-        self.last = step
-
-    def step(self, entry: Any) -> None:
-        if entry["step"] == self.last:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
@@ -672,56 +672,66 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "talk.jsonl"
-    talks = [
-        [("user", f"say {word}"), ("assistant", f"{word} it is")] for word in ("one", "two", "three", "hello", "and")
-    ]
-    lines = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+    return tinyrun.talks(tmp_path_factory.mktemp("data") / "talks.jsonl", 6)
 
 
-def run(checkpoint: Path, data: Path, output: Path, report: Reporter | None = None, **values: Any) -> Path:
-    options = make(LoraOptions, {"dropout": 0.1, "lr_ratio": 4.0, **values.pop("options", {})})
-    common = {
-        "model": str(checkpoint),
-        "data": str(data),
-        "output": output,
-        "steps": 6,
-        "batch_size": 2,
-        "learning_rate": 0.01,
-    }
-    settings = make(RunSettings, {**common, "template": "chatml", "dtype": "float32", **values})
-    return train(make_plan(Plugins(), "train", "lora", settings, None, options), report)
+RUN: dict[str, Any] = {"steps": 6, "batch_size": 4, "learning_rate": 0.01}
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "pissa", "dora": True}], ids=["default", "pissa"])
 def test_a_resumed_run_gives_the_same_bits_as_one_that_was_never_stopped(options, checkpoint, data, tmp_path):
-    straight = run(checkpoint, data, tmp_path / "straight", options=options)
+    def run(name: str, **more: Any) -> Path:
+        own = {"dropout": 0.1, "lr_ratio": 4.0, **options}
+        return tinyrun.run(checkpoint, data, tmp_path / name, "lora", options=own, **RUN, **more)
+
+    straight = run("straight")
     with pytest.raises(Interrupted):
-        run(checkpoint, data, tmp_path / "stopped", StopAfter(3), options=options)
+        run("stopped", report=tinyrun.stop_at(3))
     assert not (tmp_path / "stopped" / FILES[1]).exists()
-    resumed = run(checkpoint, data, tmp_path / "stopped", options=options, resume=True)
+    resumed = run("stopped", resume=True)
     for name in FILES:
         assert (resumed / name).read_bytes() == (straight / name).read_bytes()
-    assert not (straight / "README.md").exists()
+    assert tinyrun.losses(resumed) == tinyrun.losses(straight)
 
 
-def test_what_a_run_gives_out_is_the_same_model_in_lmf_and_in_peft(checkpoint, data, tmp_path):
-    # the template's tokens are known to this tokenizer, and two of their rows made equal, as released bases have them
+def test_what_a_run_gives_out_is_the_same_model_in_lmf_and_in_peft(checkpoint, data, tmp_path, monkeypatch):
     base = tmp_path / "base"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    model.get_input_embeddings().weight.data[1:3] = 0
+    model.get_input_embeddings().weight.data[1:3] = 0  # as bases have them that reserve tokens without learning them
     model.save_pretrained(base)
     for file in checkpoint.glob("*token*"):
         (base / file.name).write_bytes(file.read_bytes())
-    out = run(base, data, tmp_path / "out")
+    out = tinyrun.run(base, data, tmp_path / "out", "lora", **RUN)
     assert json.loads((out / "lmf.json").read_text())["new_tokens"] == [1, 2]
     ids = torch.tensor([[1, 40, 41, 2, 50]])
-    ours = open_model(str(out), Plugins()).model
-    theirs = AutoPeftModelForCausalLM.from_pretrained(out)
-    torch.testing.assert_close(logits(ours, ids), logits(theirs, ids), rtol=0, atol=1e-5)
-    assert (logits(ours, ids) - logits(model, ids)).abs().max() > 0.01
+    ours = logits(open_model(str(out), tinyrun.PLUGINS).model, ids)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    [snippet] = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(snippet, names)
+    torch.testing.assert_close(ours, logits(names["merged"], ids), rtol=0, atol=1e-5)
+    assert (ours - logits(model, ids)).abs().max() > 0.01
+
+
+# The page
+
+
+def test_the_page_lists_every_option_with_its_default():
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (.*?) ?\| ", README, re.M)
+    told = {name.replace("-", "_"): default for name, default in rows}
+    defaults = {f.name: f.default for f in dataclasses.fields(LoraOptions)}
+    shown = {"False": "no", "()": "", "('auto',)": "auto", "0.0": "0", "1.0": "1", "32.0": "32"}
+    assert told == {name: shown.get(str(default), str(default)) for name, default in defaults.items()}
+
+
+def test_the_commands_of_the_page_are_accepted(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^lmf (train lora .*)$", README, re.M)
+    assert len(lines) == 5
+    for line in lines:
+        words = line.replace("smollm2-135m", str(checkpoint)).replace("talks.jsonl", str(data)).split()
+        done = CliRunner().invoke(command_line(Plugins()), ["plan", *words])
+        assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception}"
 
 
 def test_describing_the_method_loads_neither_torch_nor_peft():

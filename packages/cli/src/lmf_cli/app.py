@@ -23,9 +23,10 @@ def build(plugins: Plugins) -> typer.Typer:
         "plugins": listings.plugin_group(plugins),
         "doctor": listings.doctor(plugins),
     }
-    rows = [("lmf-cli", name, app) for name, app in ours.items()]
-    rows += [
-        (package, goal.name, learn.group(plugins, goal, learn.start)) for package, goal in plugins.objectives.all()
+    goals = plugins.objectives.all()
+    rows = [
+        *(("lmf-cli", name, app) for name, app in ours.items()),
+        *((package, goal.name, learn.group(plugins, goal, learn.start)) for package, goal in goals),
     ]
     for package, name, app in rows:
         if f"{package}:{name}" not in plugins.commands:  # a command goes before an objective of its own package

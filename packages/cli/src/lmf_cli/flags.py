@@ -92,7 +92,7 @@ def _word(kind: Any) -> str | None:
 
 def _bare(hint: Any) -> Any:
     """Return T of ``T | None``."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
 

@@ -16,13 +16,6 @@ def application(**options: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, **options)
 
 
-def single(function: Callable[..., None], **options: Any) -> typer.Typer:
-    """Return the application that a function alone is, with its flags under headings."""
-    app = application()
-    app.command(cls=Command, **options)(function)
-    return app
-
-
 class Command(TyperCommand):
     """A command with its flags under the headings that they name."""
 
@@ -55,8 +48,11 @@ def lazy_group(
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if ctx.resilient_parsing and cmd_name not in registry:  # a shell completes a line that is not finished
                 return None
-            made = make(registry[cmd_name])
-            command = get_command(made if isinstance(made, typer.Typer) else single(made))
+            made = app = make(registry[cmd_name])
+            if not isinstance(made, typer.Typer):
+                app = application()
+                app.command(cls=Command)(made)
+            command = get_command(app)
             command.name = cmd_name
             return command
 

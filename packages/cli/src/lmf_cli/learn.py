@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from lmf import ConfigError, Objective, Plugins, RunSettings, TuningMethod
 from lmf.config import flag, read_toml
 
 from . import flags
-from .groups import application, lazy_group, single
+from .groups import application, lazy_group
 from .listings import table
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ HEADINGS = {  # by the setting at which the heading begins
 def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typer.Typer:
     """Return the commands of one objective: one for each tuning method, with exactly its flags."""
 
-    def make(method: TuningMethod) -> typer.Typer:
-        return single(_command(plugins, goal, method, run), help=method.summary)
+    def make(method: TuningMethod) -> Callable[..., None]:
+        return _command(plugins, goal, method, run)
 
     base = lazy_group(plugins.methods, make, {"Methods": list(plugins.methods)})
 
@@ -42,6 +43,14 @@ def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typ
             if args and not ctx.resilient_parsing:
                 args = _with_method(plugins, goal, args)
             return super().parse_args(ctx, args)
+
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except Exception as error:
+                if hasattr(error, "possibilities"):  # Typer's, for a flag that does not exist
+                    _refuse_flag_of_another(plugins, getattr(error, "option_name", ""), ctx.invoked_subcommand)
+                raise
 
     return application(
         cls=Methods,
@@ -111,7 +120,17 @@ def _command(
         run(make_plan(plugins, *names, settings, goal_options, options, origins))
 
     kinds = {"Run": RunSettings, f"Objective {goal.name}": goal.options, f"Method {method.name}": method.options}
-    return flags.command(kinds, call, HEADINGS)
+    command = flags.command(kinds, call, HEADINGS)
+    command.__doc__ = method.summary
+    return command
+
+
+def _refuse_flag_of_another(plugins: Plugins, wanted: str, method: str) -> None:
+    """Raise ConfigError if other methods have a flag."""
+    options = {name: [flag(f.name) for f in dataclasses.fields(each.options)] for name, each in plugins.methods.items()}
+    others = [name for name in options if wanted in options[name]]
+    if others:
+        raise ConfigError(f"{wanted} is a flag of {' and '.join(others)}, not of {method}.") from None
 
 
 def _with_method(plugins: Plugins, goal: Objective, args: list[str]) -> list[str]:

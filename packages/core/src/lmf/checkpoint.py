@@ -103,6 +103,8 @@ def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if "state.json" not in manifest:
+            return f"{MANIFEST} does not name state.json"
         for relative, entry in manifest.items():
             file = folder / relative
             if file.stat().st_size != entry["bytes"]:

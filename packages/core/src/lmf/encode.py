@@ -107,20 +107,20 @@ class Encoder:
         self.eos = str(tokenizer.eos_token or "")
         first = tokenizer("a")["input_ids"][:1]
         self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
-        named = template.tokens if template else ()
+        named = {token: backend.token_to_id(token) for token in template.tokens} if template else {}
         if template and "{eos}" in template.controls() and not self.eos:
             raise LmfError(
                 f"The template {template.name!r} ends replies with the tokenizer's end-of-text token, "
                 "but this tokenizer has none. Choose another --template."
             )
-        if template and (missing := [token for token in named if backend.token_to_id(token) is None]):
+        if template and (missing := [token for token, id in named.items() if id is None]):
             raise LmfError(
                 f"The template {template.name!r} writes {', '.join(missing)}, which this tokenizer has no token for. "
                 "Choose another --template."
             )
         added = tokenizer.added_tokens_decoder
         self._ids = {token.content: id for id, token in added.items() if token.special}
-        self._ids |= {token: backend.token_to_id(token) for token in named}
+        self._ids |= {token: id for token, id in named.items() if id is not None}
         self.control_ids = frozenset(self._ids.values())
         # tokens that swallow the white space before or after them
         self._lstrip = {token.content for token in added.values() if token.lstrip}
@@ -155,15 +155,14 @@ class Encoder:
 
     def texts(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
         """Encode documents, each from the tokenizer's own start to its end token. Returns (ids, labels) of each."""
+        start = [_Control(self._ids[self.start], trained=False)] if self.start else []
         end = [_Control(self._ids[self.eos], trained=True)] if self.eos else []
-        return self._encode([*self._opening(), _Text(text, len(text), glued=False), *end] for text in texts)
+        return self._encode([*start, _Text(text, len(text), glued=False), *end] for text in texts)
 
     def plain(self, text: str) -> list[int]:
         """Return the ids of the beginning of a document."""
-        return self._encode([[*self._opening(), _Text(text, 0, glued=False)]])[0][0]
-
-    def _opening(self) -> list[_Part]:
-        return [_Control(self._ids[self.start], trained=False)] if self.start else []
+        ids, _ = self.texts([text])[0]
+        return ids[:-1] if self.eos else ids
 
     def _split(self, pieces: Iterable[Piece]) -> list[_Part]:
         """Cut a rendering at its control tokens and where a reply starts."""
@@ -176,7 +175,7 @@ class Encoder:
             nonlocal learned
             text = "".join(run)
             if before in self._rstrip:
-                learned -= len(text) - len(text := text.lstrip(_SPACE))
+                learned = max(0, learned - len(text) + len(text := text.lstrip(_SPACE)))
             if after in self._lstrip:
                 text = text.rstrip(_SPACE)
             if text:

@@ -48,8 +48,8 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            file.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                file.unlink()
                 folder.rmdir()
 
 

@@ -401,10 +401,10 @@ def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
     """
     base, model = _base(learner.model), learner.model
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with checkpoint.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             _save_extras(learner, material, Path(folder))
             base.config.save_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise LmfError(
             f"What {plan.model.asked} brings could not be saved with the tuned model: {' '.join(str(error).split())}\n"
             "Correct its config.json, generation_config.json or tokenizer files."

@@ -17,7 +17,8 @@ class LoraOptions:
     dropout: float = option(0.0, "Probability that an input of the update is dropped in training.", min=0, max=0.9)
     target: tuple[str, ...] = option(
         ("auto",),
-        "Layers to update: auto (the family's projections), all-linear (all but the output head), or names.",
+        "Layers to update: auto (the family's projections), all-linear (all but the output head), or a name; "
+        "give it again for more.",
     )
     rslora: bool = option(False, "Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).")
     dora: bool = option(False, "Learn the magnitude of the weights apart from their direction (arXiv 2402.09353).")
@@ -28,7 +29,9 @@ class LoraOptions:
         1.0, "Learning rate of B and of vectors, relative to that of A (LoRA+, arXiv 2402.12354).", above=0
     )
     bias: Literal["none", "lora_only", "all"] = option("none", "Biases to train: those of the updated layers, or all.")
-    modules_to_save: tuple[str, ...] = option((), "Modules to train whole and to save with the update, like lm_head.")
+    modules_to_save: tuple[str, ...] = option(
+        (), "Modules to train whole and to save too, like lm_head; give it again for more."
+    )
 
 
 def build(options: LoraOptions, spec: ModelSpec) -> Tuner:

@@ -71,14 +71,12 @@ class LoraTuner(Tuner):
             # peft 0.21 asks transformers 5.23 by an old name; whoever trains cannot change that
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             prepared = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-        if options.bias != "none" and not any(
-            n.endswith("bias") for n, p in prepared.named_parameters() if p.requires_grad
-        ):
+        trained = [name for name, parameter in prepared.named_parameters() if parameter.requires_grad]
+        if options.bias != "none" and not any(name.endswith("bias") for name in trained):
             where = "the model has" if options.bias == "all" else "the layers of --target have"
             raise ConfigError(f"--bias {options.bias}: {where} no biases.")
         if options.init in ("pissa", "olora"):
-            pairs = {name: tensor for name, tensor in _adapter(prepared).items() if _is_a(name) or _is_b(name)}
-            self.start = {name: tensor.detach().cpu().clone() for name, tensor in pairs.items()}
+            self.start = {n: tensor.cpu().clone() for n, tensor in _adapter(prepared).items() if _is_a(n) or _is_b(n)}
         return prepared
 
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -121,8 +119,8 @@ class LoraTuner(Tuner):
     def _update(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the tensors of a file: what is trained, with A0 and B0 where the base was changed.
 
-        peft's own conversion would do, but it leaves out all but A and B: the magnitudes of
-        DoRA, biases, rows of new tokens and whole modules.
+        peft's own conversion keeps A and B only: it loses the magnitudes of DoRA, biases, rows
+        of new tokens and whole modules.
         """
         tensors = _adapter(model)
         for name, start in self.start.items():
