@@ -104,3 +104,14 @@ def talk(question: str = "Ping?", answer: str = "Pong!") -> str:
     """One line of data."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+
+
+def distribution(site: Path, name: str, entry_points: str, **files: str) -> dict[str, str]:
+    """Write an installed distribution; return an environment in which it is found."""
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    for file, text in files.items():
+        (site / f"{file}.py").write_text(text)
+    return {"PYTHONPATH": str(site)}

@@ -79,7 +79,8 @@ def save(
             manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             sync(*partial.rglob("*"), partial)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                _remove(final)
             partial.replace(final)
             sync(final.parent)
     except BaseException:
@@ -145,7 +146,7 @@ def prune(output: Path, step: int, keep: int, best: int | None) -> None:
     folders = [folder for folder in _all(output) if _step(folder) <= step]
     for folder in folders[:-keep]:
         if _step(folder) != best:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def sweep(output: Path) -> None:
@@ -211,9 +212,13 @@ def check_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise LmfError(
-            f"{folder.absolute()} has {free / 1e9:.1f} GB left, but the run will write about {need / 1e9:.1f} GB.\n"
+            f"{folder.absolute()} has {_size(free)} left, but the run will write about {_size(need)}.\n"
             "Free some space, choose another --output, or keep fewer checkpoints (--keep)."
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def cannot_write(path: Path, error: Exception) -> str:
@@ -247,6 +252,11 @@ def sync(*paths: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; under a name that ``sweep`` knows, so that no half of it is ever taken for one."""
+    shutil.rmtree(folder.replace(folder.with_name(f".{folder.name}.old.partial")))
 
 
 def _step(folder: Path) -> int:

@@ -95,6 +95,9 @@ def make_plan(
         LmfError: A name is unknown, a file is missing or wrong, or the output folder is in use.
     """
     goal, way = plugins.objectives[objective], plugins.methods[method]
+    if settings.learning_rate is None:
+        settings = dataclasses.replace(settings, learning_rate=way.learning_rate)
+        origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}
     template = plugins.templates[settings.template] if settings.template else None
     optimizer = plugins.optimizers[settings.optimizer]
     kernel = plugins.kernels[settings.attention] if settings.attention else None

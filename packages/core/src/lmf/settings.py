@@ -36,7 +36,7 @@ class RunSettings:
     micro_batch_tokens: int = option(4096, "Most tokens in one forward pass; bounds the memory.", min=1)
 
     optimizer: str = option("adamw", "Optimizer.")
-    learning_rate: float = option(2e-5, "Peak learning rate.", above=0, max=1)
+    learning_rate: float | None = option(None, "Peak learning rate; the method's own by default.", above=0, max=1)
     schedule: Literal["linear", "cosine", "constant"] = option("cosine", "Course of the learning rate after warm-up.")
     warmup: float = option(0.03, "Share of the steps over which the learning rate rises.", min=0, max=1)
     weight_decay: float = option(0.0, "Decay of weights per step, relative to the rate; not on norms or biases.", min=0)

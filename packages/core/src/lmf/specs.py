@@ -130,12 +130,14 @@ class TuningMethod:
         summary: One line for ``lmf train --help``.
         options: A dataclass of ``lmf.option`` fields; each becomes a flag.
         build: Makes the tuner from the options and the model's family.
+        learning_rate: The peak learning rate where none is given.
     """
 
     name: str
     summary: str
     options: type
     build: Callable[[Any, ModelSpec], Tuner]
+    learning_rate: float = 2e-5
 
     def __post_init__(self) -> None:
         _check_options("tuning method", self.name, self.options)

@@ -17,8 +17,8 @@ class LoraOptions:
     dropout: float = option(0.0, "Probability that an input of the update is dropped in training.", min=0, max=0.9)
     target: tuple[str, ...] = option(
         ("auto",),
-        "Layers to update: auto (the family's projections), all-linear (all but the output head), or a name; "
-        "give it again for more.",
+        "Layers to update: auto (the family's projections), all-linear (all but the output head), or names.",
+        commas=True,
     )
     rslora: bool = option(False, "Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).")
     dora: bool = option(False, "Learn the magnitude of the weights apart from their direction (arXiv 2402.09353).")
@@ -30,7 +30,7 @@ class LoraOptions:
     )
     bias: Literal["none", "lora_only", "all"] = option("none", "Biases to train: those of the updated layers, or all.")
     modules_to_save: tuple[str, ...] = option(
-        (), "Modules to train whole and to save too, like lm_head; give it again for more."
+        (), "Modules to train whole and to save too, like lm_head.", commas=True
     )
 
 
@@ -53,5 +53,6 @@ def lmf_methods() -> list[TuningMethod]:
             summary="Train low-rank updates of linear layers and freeze the rest.",
             options=LoraOptions,
             build=build,
+            learning_rate=2e-4,
         )
     ]
