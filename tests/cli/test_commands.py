@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -188,12 +189,13 @@ def test_a_plan_shows_the_run_and_writes_nothing(tmp_path, monkeypatch):
     line = ["plan", "train", "full", "--model", "./model", "--data", "data.jsonl", "--eval-data", "held.jsonl"]
     done = lmf_without_torch(*line, "--sample", "[/bold] über", "--no-save-best")
     assert (done.code, done.err) == (0, "")
-    rows = {line.split()[0]: line.split()[1:] for line in done.out.splitlines()}
-    assert rows["setting"] == ["value", "from"]
-    assert rows["method"] == ["lmf-full:full", "command"]
-    assert rows["--sample"] == ["[/bold]", "über", "flag"]
-    assert rows["--save-best"] == ["False", "flag"]
-    assert rows["--learning-rate"] == ["2e-05", "default"]
+    rows = [re.split("  +", line.strip()) for line in done.out.splitlines()]
+    assert rows[0] == ["setting", "value", "from"]
+    assert ["method", "lmf-full:full", "command"] in rows
+    assert ["--sample", "[/bold] über", "flag"] in rows
+    assert ["--save-best", "False", "flag"] in rows
+    assert ["--batch-size", "16", "default"] in rows
+    assert ["--learning-rate", "2e-05", "default of full"] in rows
     assert done.out.splitlines()[-4:] == [
         "data: data.jsonl: 3 records, format messages",
         "held-out data: held.jsonl: 1 records, format messages",

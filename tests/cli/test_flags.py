@@ -1,6 +1,7 @@
 """Flags and run files: what is typed, what it means, and what goes before what."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -183,7 +184,8 @@ def planned(*args: str) -> dict[str, list[str]]:
     """The value and the origin of each setting in a plan."""
     done = lmf_without_torch("plan", *args)
     assert (done.code, done.err) == (0, ""), done.err
-    return {row[0]: row[1:] for row in (line.split() for line in done.out.splitlines()) if len(row) == 3}
+    rows = [re.split("  +", line.strip()) for line in done.out.splitlines()]
+    return {row[0]: row[1:] for row in rows if len(row) == 3}
 
 
 @pytest.mark.parametrize("method", ["full", "lmf-full:full"])

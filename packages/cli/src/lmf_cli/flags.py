@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Optional
 
 import typer
@@ -17,7 +18,10 @@ KNOWN = ("objective", "method")  # keys of a run file that are not settings
 
 
 def command(
-    kinds: Mapping[str, type], run: Callable[..., None], headings: Mapping[str, str] | None = None
+    kinds: Mapping[str, type],
+    run: Callable[..., None],
+    headings: Mapping[str, str] = MappingProxyType({}),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """Make a Typer command with a flag for every field of some settings classes.
 
@@ -25,6 +29,7 @@ def command(
         kinds: Settings classes by the heading that their flags get in ``--help``.
         run: Called with one object of each class, in order, and where each setting came from.
         headings: Other headings by the field at which they begin.
+        defaults: What to show as the default of a field whose own is None.
     """
     hints = {name: _bare(hint) for kind in kinds.values() for name, hint in typing.get_type_hints(kind).items()}
 
@@ -40,8 +45,10 @@ def command(
     annotations: dict[str, Any] = {"config_file": Annotated[Optional[str], file]}  # noqa: UP045 (Typer reads this form)
     for heading, kind in kinds.items():
         for f in dataclasses.fields(kind):
-            heading = (headings or {}).get(f.name, heading)
-            annotations.setdefault(f.name, _flag(f, hints[f.name], heading))  # merge refuses what two of them have
+            heading = headings.get(f.name, heading)
+            default = defaults.get(f.name, f.default)
+            # what two of them have is refused by merge
+            annotations.setdefault(f.name, _flag(f, hints[f.name], default, heading))
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in annotations.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -49,7 +56,7 @@ def command(
     return call
 
 
-def _flag(f: dataclasses.Field[Any], kind: Any, heading: str) -> Any:
+def _flag(f: dataclasses.Field[Any], kind: Any, default: Any, heading: str) -> Any:
     """Return the annotation that Typer makes a flag from; its default None means that it was not given."""
     flag = config.flag(f.name)
     choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
@@ -57,7 +64,7 @@ def _flag(f: dataclasses.Field[Any], kind: Any, heading: str) -> Any:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         metavar=_word(kind),
         autocompletion=lambda: choices,
-        help=f"{f.metadata['help']}{_default(f.default)}",
+        help=f"{f.metadata['help']}{_default(default)}",
         show_default=False,
         rich_help_panel=heading,
     )

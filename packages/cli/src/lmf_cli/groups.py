@@ -58,7 +58,9 @@ def lazy_group(
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             for heading, names in sections.items():
-                with formatter.section(heading):
-                    formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(200)) for name in names])
+                rows = [(name, self.get_command(ctx, name).get_short_help_str(200)) for name in names]
+                if rows:
+                    with formatter.section(heading):
+                        formatter.write_dl(rows)
 
     return Group

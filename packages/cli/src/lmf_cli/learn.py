@@ -120,7 +120,7 @@ def _command(
         run(make_plan(plugins, *names, settings, goal_options, options, origins))
 
     kinds = {"Run": RunSettings, f"Objective {goal.name}": goal.options, f"Method {method.name}": method.options}
-    command = flags.command(kinds, call, HEADINGS)
+    command = flags.command(kinds, call, HEADINGS, {"learning_rate": method.learning_rate})
     command.__doc__ = method.summary
     return command
 

@@ -54,8 +54,11 @@ class Batch:
 
 
 def packable(model: nn.Module) -> bool:
-    """Tell whether examples can be laid end to end: attention and positions are ours to give."""
-    if not getattr(model, "_supports_attention_backend", False):
+    """Tell whether examples can be laid end to end: attention and positions are ours to give, and nothing else mixes."""
+    if not getattr(model, "_supports_attention_backend", False) or getattr(model, "_is_stateful", False):
+        return False
+    layers = set(getattr(model.config, "layer_types", None) or ())
+    if not layers <= {"full_attention", "sliding_attention"}:  # convolutions, recurrences, attention in chunks
         return False
     if any(name.endswith("sinks") for name, _ in model.named_parameters()):
         return False
@@ -70,16 +73,9 @@ def pack(examples: Sequence[Example]) -> Batch:
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     labels = torch.tensor([label for e in examples for label in [IGNORED, *e.labels[1:]]])
     index = (labels != IGNORED).nonzero().squeeze(1)
-    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    inputs = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": max(lengths),
-        "max_length_k": max(lengths),
-        "use_cache": False,
-    }
+    # numbers, not a tensor: each layer reads them, and a read from a GPU would wait for it
+    bounds = tuple(itertools.accumulate(lengths, initial=0))
+    inputs = {"input_ids": ids, "position_ids": positions, "bounds": bounds, "use_cache": False}
     return Batch(inputs, index - 1, labels[index], len(index), sum(lengths), tuple(e.where for e in examples))
 
 
@@ -101,7 +97,7 @@ def pad(examples: Sequence[Example]) -> Batch:
 def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed negative log-likelihood of the targets in nats, a scalar.
 
-    Logits are computed only where a prediction counts.
+    In a packed batch, logits are computed only where a prediction counts.
     """
     if "position_ids" in batch.inputs:
         logits = model(**batch.inputs, logits_to_keep=batch.index).logits[0]  # (K, V)
@@ -176,7 +172,7 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
+    bounds: Sequence[int] = (),
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each packed example: one call an example, no N x N mask.
@@ -191,13 +187,12 @@ def attention(
         dropout: Probability that an attention weight is dropped.
         sliding_window: Number of positions, itself included, that a token sees.
         softcap: Bound of the scores: softcap * tanh(score / softcap).
-        cu_seq_lens_q: Bounds of the examples; (examples + 1,).
+        bounds: Where the examples start and end: 0, the end of the first, ..., N.
 
     Returns:
         (1, N, heads, head size), and no weights.
     """
-    assert cu_seq_lens_q is not None and attention_mask is None
-    bounds = cu_seq_lens_q.tolist()
+    assert bounds and attention_mask is None
     outputs = []
     for start, end in itertools.pairwise(bounds):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
