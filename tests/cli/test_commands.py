@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import lmf_cli.app
 import pytest
+from conftest import ROOT
 from lmf import Command, PluginError, Plugins, hookimpl
 from lmf_cli.runs import sketch
 from terminal import Done, batch, distribution, fresh, hollow_model, lmf, lmf_without_torch, talk, tree
@@ -340,7 +342,6 @@ def test_doctor_finds_old_and_missing_packages(own_path, monkeypatch):
 def test_doctor_asks_for_what_the_core_asks_for():
     import tomllib
 
-    from conftest import ROOT
     from lmf_cli.listings import LEAST
 
     needs = tomllib.loads((ROOT / "packages/core/pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -425,3 +426,38 @@ def test_a_terminal_without_unicode_gets_escapes(tmp_path):
     missing = fresh("plan", "train", "full", "--model", "./ü", "--data", "daten ß.jsonl", folder=folder)
     assert missing.returncode == 2
     assert "--model ./ü: no such folder" in missing.stderr
+
+
+# The page
+
+
+PAGE = (ROOT / "packages/cli/README.md").read_text()
+(EXAMPLE,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ lmf (.*)$", PAGE, re.M))
+def test_an_example_on_the_page_has_commands_and_flags_that_exist(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    for file in ("run.toml", "out/run.toml"):
+        Path(file).write_text(EXAMPLE)
+    done = lmf_without_torch(*shlex.split(line), "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("Usage: ")
+
+
+def test_the_run_file_on_the_page_is_all_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hollow_model(tmp_path / "model")
+    Path("run.toml").write_text(EXAMPLE)
+    done = lmf_without_torch("plan", "train", "--config", "run.toml", "--model", "./model", "--steps", "20")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"^--rank +8 +run\.toml", done.out, re.M)
+
+
+def test_the_page_names_every_command_and_every_variable():
+    listed = set(re.findall(r"^  ([a-z]+)  ", lmf("--help").out, re.M))
+    named = set(re.findall(r"`lmf ([a-z]+)", PAGE))
+    assert listed - set(Plugins().objectives) == named - set(Plugins().objectives)
+    source = "".join(file.read_text() for file in (ROOT / "packages/core/src/lmf").glob("*.py"))
+    assert set(re.findall(r"\"(LMF_[A-Z_]+)\"", source)) == set(re.findall(r"^\| `(LMF_[A-Z_]+)=", PAGE, re.M))

@@ -122,8 +122,8 @@ def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
 
 def _script() -> tuple[bool, str]:
     """Whether the command ``lmf`` is this one: other distributions install a script of that name too."""
-    scripts = ((d.name or "?", d.entry_points.select(group="console_scripts", name="lmf")) for d in distributions())
-    owners = {name for name, found in scripts if found}
+    entry = re.compile(r"^\[console_scripts\]$[^\[]*^lmf\s*=", re.M)
+    owners = {d.name or "?" for d in distributions() if entry.search(d.read_text("entry_points.txt") or "")}
     others = ", ".join(sorted(owners - {"lmf-cli"}))
     script = shutil.which("lmf")
     if others:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,33 +56,33 @@ def open_model(name: str, plugins: Plugins, template: str | None = None) -> Chat
     folder = Path(name)
     named = plugins.templates[template] if template else None
     if (folder / RUN_FILE).exists():
-        model, tokenizer, own = _open_run(folder, plugins)
-        return Chatter(model, tokenizer, named or own, Encoder(tokenizer, named or own))
+        record = read_run(folder)
+        if record["status"] != "finished":
+            raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
+        chosen = named or (plugins.templates[record["template"]] if record["template"] else None)
+        model, tokenizer = _open_run(folder, record, plugins)
+        return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
     source = find_model(name, plugins)
     tokenizer = load_tokenizer(source)
-    model = load_model(source).eval()
     chosen = named or (plugins.templates[source.template] if source.template else match_template(tokenizer, plugins))
-    return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
+    return Chatter(load_model(source).eval(), tokenizer, chosen, Encoder(tokenizer, chosen))
 
 
-def _open_run(folder: Path, plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase, Template | None]:
-    record = read_run(folder)
-    if record["status"] != "finished":
-        raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
+def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load what a run gave out: a whole model, or the base and what the method put beside it."""
     here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
     base = here or find_model(record["settings"]["model"], plugins)
     tokenizer = load_tokenizer(Source(str(folder), str(folder)))
-    model = load_model(base)
+    model: Any = load_model(base)
     if here is None:
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
         method = plugins.methods[record["settings"]["method"]]
-        options = {f: v for f, v in record["settings"].items() if f in method.options.__dataclass_fields__}
+        options = {f.name: record["settings"][f.name] for f in fields(method.options) if f.name in record["settings"]}
         tuner = method.build(make(method.options, options), family(model.config.model_type, plugins))
         model = tuner.prepare(model, record["new_tokens"])
         tuner.load(model, folder)
-    template = plugins.templates[record["template"]] if record["template"] else None
-    return model.eval(), tokenizer, template
+    return model.eval(), tokenizer
 
 
 def reply(
@@ -109,7 +109,7 @@ def reply(
     template = encoder.template
     ids = encoder.prompt([Message("user", prompt)]) if template else encoder.plain(prompt)
     texts, known = template.stops(encoder.eos) if template else (), tokenizer.get_vocab()
-    stops = [id for id in {*(known.get(text) for text in texts), tokenizer.eos_token_id} if id is not None]
+    stops = sorted({known[text] for text in (*texts, encoder.eos) if text in known})
     strings = [text for text in texts if text not in known]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
@@ -118,8 +118,9 @@ def reply(
         options |= {"stop_strings": strings, "tokenizer": tokenizer}
     device = next(model.parameters()).device
     row = torch.tensor([ids], device=device)
+    causal: Any = model
     with ordinary_attention(model), torch.no_grad():
-        out = model.generate(
+        out = causal.generate(
             input_ids=row,
             attention_mask=torch.ones_like(row),
             eos_token_id=stops or None,
@@ -139,7 +140,7 @@ def reply(
 @contextmanager
 def ordinary_attention(model: nn.Module) -> Iterator[None]:
     """Use transformers' own attention inside the block: the packed one cannot read a cache."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = getattr(model, "get_base_model", lambda: model)()
     training, packed = model.training, base.config._attn_implementation == packing.ATTENTION
     model.eval()
     if packed:

@@ -17,7 +17,7 @@ from .sources import Source, shards
 from .template import Message, Template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from .plugins import Plugins
 
@@ -39,6 +39,20 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTraine
     for noise in ("is_local", "local_files_only"):  # transformers would save them
         tokenizer.init_kwargs.pop(noise, None)
     return tokenizer
+
+
+def load_config(source: Source, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the configuration of a model.
+
+    Raises:
+        LmfError: It is missing, damaged, or needs code that was not trusted.
+    """
+    from transformers import AutoConfig
+
+    with _explained(source):
+        return AutoConfig.from_pretrained(
+            source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})
+        )
 
 
 def load_model(

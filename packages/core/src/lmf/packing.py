@@ -54,7 +54,7 @@ class Batch:
 
 
 def packable(model: nn.Module) -> bool:
-    """Tell whether examples can be laid end to end: attention and positions are ours to give, and nothing else mixes."""
+    """Tell whether examples can be laid end to end: only attention mixes tokens, and it is ours to give."""
     if not getattr(model, "_supports_attention_backend", False) or getattr(model, "_is_stateful", False):
         return False
     layers = set(getattr(model.config, "layer_types", None) or ())
@@ -111,17 +111,15 @@ def micro_batches(examples: Sequence[Example], tokens: int, packed: bool) -> lis
 
     Padding counts as tokens. One example that is longer alone makes a batch of its own.
     """
-    order = examples if packed else sorted(examples, key=lambda e: len(e.ids))
     batches: list[list[Example]] = []
-    total = longest = 0
-    for example in order:
+    total = 0
+    for example in examples if packed else sorted(examples, key=lambda e: len(e.ids)):
         n = len(example.ids)
-        longest = max(longest, n)
         total += n
-        size = total if packed else longest * (len(batches[-1]) + 1 if batches else 1)
+        size = total if packed else n * (len(batches[-1]) + 1 if batches else 1)  # the last one is the longest
         if not batches or size > tokens:
             batches.append([])
-            total = longest = n
+            total = n
         batches[-1].append(example)
     return batches
 

@@ -13,7 +13,7 @@ from torch import nn
 from . import packing
 from .encode import Encoder, Example
 from .errors import ConfigError, DataError
-from .models import load_model, load_tokenizer, match_template
+from .models import load_config, load_model, load_tokenizer, match_template
 from .plan import Plan
 from .report import Reporter
 from .settings import RunSettings
@@ -153,23 +153,24 @@ def split(examples: list[Example], part: float, seed: int) -> tuple[list[Example
 
 
 def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
-    """Load the model and hand it to the tuning method."""
+    """Load the model and hand it to the tuning method.
+
+    Raises:
+        LmfError: The method cannot work with its options or this model, or the examples are too long for it.
+    """
     settings = plan.settings
+    config = load_config(plan.model, settings.trust_remote_code)
+    spec = family(config.model_type, plan.plugins)
+    tuner = plan.method.build(plan.method_options, spec)
+    _check_length(config, material)
     compute = compute_dtype(settings.dtype, device)
-    model = load_model(
+    model: Any = load_model(
         plan.model,
         torch.float32 if compute == torch.float32 else None,
         attention=plan.kernel.load() if plan.kernel else None,
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
     )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and settings.max_tokens > longest:
-        used = max(len(e.ids) for e in [*material.train, *material.held_out])
-        if used > longest:
-            raise ConfigError(
-                f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
-            )
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
         model.resize_token_embeddings(len(material.tokenizer))
@@ -189,8 +190,6 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     _set_stops(model, material)
-    spec = family(model.config.model_type, plan.plugins)
-    tuner = plan.method.build(plan.method_options, spec)
     model = tuner.prepare(model, new)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not trained:
@@ -202,6 +201,15 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     return Learner(
         model=model.to(device), tuner=tuner, spec=spec, packed=packed, compute=compute, new_tokens=tuple(new)
     )
+
+
+def _check_length(config: Any, material: Material) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    used = max(len(e.ids) for e in [*material.train, *material.held_out])
+    if longest and used > longest:
+        raise ConfigError(
+            f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
+        )
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -221,8 +229,8 @@ def unlearned(model: Any, material: Material) -> list[int]:
     """
     if not material.template:
         return []
-    ids = material.tokenizer.convert_tokens_to_ids(list(material.template.tokens))
-    ids = [id for id in ids if id not in material.added]
+    known = material.tokenizer.get_vocab()
+    ids = [known[token] for token in material.template.tokens if known[token] not in material.added]
     weight = model.get_input_embeddings().weight.detach().float()
     typical = weight[:: max(1, len(weight) // 1000)].norm(dim=1).median()
     rows = weight[ids]
@@ -242,7 +250,8 @@ def _settle_template(
         template = match_template(tokenizer, plan.plugins)
         why = "it renders what the model's own chat template does"
         if template is None:
-            spec = family(_model_type(plan), plan.plugins)
+            config = load_config(plan.model, plan.settings.trust_remote_code)
+            spec = family(config.model_type, plan.plugins)
             template, why = plan.plugins.templates[spec.template], f"the model brings none; the default of {spec.name}"
         report.note(f"template {template.name}: {why}")
         own = tokenizer.chat_template
@@ -253,14 +262,7 @@ def _settle_template(
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         report.note(f"the tokenizer gets the template's tokens {', '.join(missing)}")
     tokenizer.chat_template = own or template.jinja()
-    return template, tuple(tokenizer.convert_tokens_to_ids(missing))
-
-
-def _model_type(plan: Plan) -> str:
-    from transformers import AutoConfig
-
-    options = {"gguf_file": plan.model.gguf} if plan.model.gguf else {}
-    return AutoConfig.from_pretrained(plan.model.path, **options).model_type
+    return template, tuple(tokenizer.get_vocab()[token] for token in missing)
 
 
 def _set_stops(model: Any, material: Material) -> None:
@@ -268,7 +270,8 @@ def _set_stops(model: Any, material: Material) -> None:
     config, tokenizer = model.generation_config, material.tokenizer
     if material.template:
         texts = material.template.stops(material.encoder.eos)
-        ids = [tokenizer.convert_tokens_to_ids(t) for t in texts if t in tokenizer.get_vocab()]
+        known = tokenizer.get_vocab()
+        ids = [known[text] for text in texts if text in known]
         own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = sorted({*ids, *(id for id in own if id is not None)}) or None
     if config.pad_token_id is None:

@@ -141,7 +141,8 @@ def check_objective(objective: Objective, records: Iterable[Record], template: T
     from .packing import pack, pad
 
     assert dataclasses.is_dataclass(objective.options), f"{objective.name}: options must be a dataclass"
-    tokenizer = tiny_tokenizer()
+    tokens = [token for token in template.tokens if token not in SPECIAL]
+    tokenizer = tiny_tokenizer(special=(SPECIAL[0], *tokens, *SPECIAL[1:]))
     criterion = objective.build(objective.options())
     examples = criterion.encode(list(records), Encoder(tokenizer, template))
     assert examples and all(e.weight for e in examples), f"{objective.name}: an example has nothing to learn"

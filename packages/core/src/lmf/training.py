@@ -84,7 +84,9 @@ class _Run:
         self.device = accelerator.device
         self.model = learner.model
         self.wrapped = accelerator.prepare_model(learner.model)
-        groups = learner.tuner.groups(self.model, self.settings.learning_rate, self.settings.weight_decay)
+        assert self.settings.learning_rate is not None  # the plan has filled it in
+        self.rate = self.settings.learning_rate
+        groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
@@ -134,7 +136,7 @@ class _Run:
                 "step": self.done,
                 "epoch": round(self.done / self.per_epoch, 4),
                 **entry,
-                "learning_rate": settings.learning_rate * factor,
+                "learning_rate": self.rate * factor,
                 "tokens": tokens,
                 "trained_tokens": sum(e.weight for e in chunk),
                 "tokens_per_second": round(tokens / (time.perf_counter() - start), 1),
@@ -143,8 +145,7 @@ class _Run:
             self._log(entry)
             self.report.step(entry)
             improved = self._due(settings.eval_every) and self._evaluate()
-            # what any process was told, all obey
-            signal = int(self.accelerator.gather(torch.tensor([stop.signal or 0], device=self.device)).max())
+            signal = max(gather_object([stop.signal or 0]))  # what one process was told, all obey
             if signal and self.done < self.steps:
                 self._stop(signal)
             if self._due(settings.save_every) or (improved and settings.save_best):
@@ -170,18 +171,22 @@ class _Run:
             loss = loss * 0 if idle else loss
             self.accelerator.backward(loss * ranks)
             losses.append(loss.detach())
-        total = self.accelerator.reduce(torch.stack(losses).sum()).item()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        entry = {"loss": total, "gradient_norm": norm.item()}
+        gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        entry = {"loss": self._sum(losses), "gradient_norm": norm.item()}
         if not all(map(math.isfinite, entry.values())):
-            what = f"the loss is {total} and the norm of its gradient {norm.item()}; the step was not taken"
+            what = f"the loss is {entry['loss']} and the norm of its gradient {norm.item()}; the step was not taken"
             self._diverged(f"Step {self.done + 1}: {what}.", losses, [b.where for b in batches])
         if settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(gradients, settings.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return entry
+
+    def _sum(self, losses: Sequence[torch.Tensor]) -> float:
+        """Add up the losses of all processes."""
+        total: Any = self.accelerator.reduce(torch.stack(list(losses)).sum())
+        return total.item()
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
@@ -204,7 +209,7 @@ class _Run:
                 losses.append(self.material.criterion.loss(self.wrapped, self._batch(part)).double())
                 where.append([e.where for e in part])
         self.wrapped.train()
-        loss = self.accelerator.reduce(torch.stack(losses).sum()).item() / sum(e.weight for e in examples)
+        loss = self._sum(losses) / sum(e.weight for e in examples)
         if not math.isfinite(loss):
             self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
         entry = {"step": self.done, "eval_loss": loss}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmf import ConfigError, ModelSpec, Tuner
 
@@ -38,7 +38,8 @@ class FreezeTuner(Tuner):
                 )
             trained += found
         if new_tokens:
-            trained += [model.get_input_embeddings(), model.get_output_embeddings()]
+            base: Any = model
+            trained += [base.get_input_embeddings(), base.get_output_embeddings()]
         model.requires_grad_(False)
         for module in trained:
             module.requires_grad_(True)

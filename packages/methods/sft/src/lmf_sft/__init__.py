@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from lmf import Criterion, Objective, Record, hookimpl
+from lmf import Conversation, Criterion, Objective, Record, hookimpl
 
 if TYPE_CHECKING:
     from lmf.encode import Encoder, Example
@@ -28,7 +28,7 @@ class Supervised(Criterion):
     def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
         from lmf.encode import Example
 
-        encoded = encoder.conversations(record.data for record in records)
+        encoded = encoder.conversations(cast(Conversation, record.data) for record in records)
         return [Example(*pair, record.where) for pair, record in zip(encoded, records, strict=True)]
 
 
@@ -43,7 +43,8 @@ class Pretraining(Criterion):
         from lmf.encode import Example
 
         examples = []
-        for (ids, labels), record in zip(encoder.texts(r.data for r in records), records, strict=True):
+        encoded = encoder.texts(cast(str, record.data) for record in records)
+        for (ids, labels), record in zip(encoded, records, strict=True):
             for start in range(0, max(1, len(ids) - 1), encoder.max_tokens - 1):
                 part = slice(start, start + encoder.max_tokens)
                 examples.append(Example(ids[part], labels[part], record.where))
