@@ -86,7 +86,8 @@ def load_model(
     elif not allow_pickle:
         options["use_safetensors"] = True
     with _explained(source):
-        model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
+    model, info = loaded
     for problem, names in (
         ("lacks weights", info["missing_keys"]),
         (
@@ -171,7 +172,9 @@ def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Temp
 
     def ours(template: Template, talk: Sequence[Message]) -> str | None:
         try:
-            pieces = template.render(talk, reply=True, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+            pieces = template.render(
+                talk, reply=True, bos=str(tokenizer.bos_token or ""), eos=str(tokenizer.eos_token or "")
+            )
         except DataError:
             return None
         return "".join(piece.text for piece in pieces)

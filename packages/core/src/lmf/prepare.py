@@ -174,7 +174,8 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
         model.resize_token_embeddings(len(material.tokenizer))
-    new = sorted({*material.added, *unlearned(model, material)})
+    grown = range(tokens, len(material.tokenizer))  # rows that the tokenizer has and the model had not
+    new = sorted({*material.added, *grown, *unlearned(model, material)})
     if new:
         names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
         report.note(f"the base model never learned {names}: their embeddings are trained too")

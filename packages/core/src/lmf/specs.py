@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .config import check_declaration
 from .errors import PluginError
@@ -19,6 +19,7 @@ from .template import Message
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
     from .encode import Encoder, Example
     from .packing import Batch
@@ -108,7 +109,7 @@ class Tuner:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the prepared model into a folder, in the form that transformers or peft load."""
-        model.save_pretrained(folder)
+        cast("PreTrainedModel", model).save_pretrained(folder)
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put what ``save`` wrote back into a prepared model, bit for bit.

@@ -29,9 +29,7 @@ class LoraOptions:
         1.0, "Learning rate of B and of vectors, relative to that of A (LoRA+, arXiv 2402.12354).", above=0
     )
     bias: Literal["none", "lora_only", "all"] = option("none", "Biases to train: those of the updated layers, or all.")
-    modules_to_save: tuple[str, ...] = option(
-        (), "Modules to train whole and to save too, like lm_head.", commas=True
-    )
+    modules_to_save: tuple[str, ...] = option((), "Modules to train whole and to save too, like lm_head.", commas=True)
 
 
 def build(options: LoraOptions, spec: ModelSpec) -> Tuner:
