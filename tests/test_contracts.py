@@ -11,7 +11,7 @@ from lmf import Criterion, Message, ModelSpec, Objective, Piece, Record, Templat
 from lmf.config import make
 from lmf.encode import Encoder, Example
 from lmf.models import load_weights
-from lmf.packing import token_loss
+from lmf.packing import pack, token_loss
 from lmf.testing import check_method, check_objective, check_template
 from lmf_full import FullOptions
 from lmf_sft import Supervised, TrainOptions
@@ -103,7 +103,7 @@ class Chatty(Template):
 
 class Misspelt(Template):
     def jinja(self) -> str:
-        return super().jinja().replace("user", "User")
+        return super().jinja().replace("<|im_end|>", "<|im_end|> ")
 
 
 class ForgetsSystem(Template):
@@ -126,7 +126,7 @@ class ForgetsSystem(Template):
 )
 def test_a_template_that_breaks_a_promise_is_found(kind, message):
     fields = {field.name: getattr(CHATML, field.name) for field in dataclasses.fields(CHATML)}
-    with pytest.raises(Exception, match=message if kind is Misspelt else "") as found:
+    with pytest.raises(AssertionError) as found:
         check_template(kind(**fields))
     assert str(found.value).startswith(message)
 
@@ -196,7 +196,7 @@ class Lenient(Tuner):
     def load(self, model: nn.Module, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+        tensors = load_file(folder / "model.safetensors")
         own = model.state_dict()
         model.load_state_dict({n: t for n, t in tensors.items() if n in own and own[n].shape == t.shape}, strict=False)
 
@@ -283,8 +283,8 @@ class Leaking(Supervised):
 
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         if "position_ids" in batch.inputs:
-            bounds = torch.tensor([0, batch.inputs["input_ids"].shape[1]], dtype=torch.int32)
-            batch = dataclasses.replace(batch, inputs={**batch.inputs, "cu_seq_lens_q": bounds})
+            ids = batch.inputs["input_ids"][0].tolist()
+            batch = dataclasses.replace(batch, inputs=pack([Example(ids, ids, "all")]).inputs)
         return token_loss(model, batch)
 
 

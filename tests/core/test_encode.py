@@ -303,11 +303,27 @@ def test_an_added_token_that_is_not_special_is_text_like_any_other() -> None:
     assert tokenizer.convert_tokens_to_ids("<tool_call>") in ids
 
 
-def test_a_text_of_many_forged_tokens_is_encoded_in_time() -> None:
+def test_what_spells_a_control_token_has_the_ids_that_it_has_without_control_tokens() -> None:
+    spec = json.loads(byte_level().backend_tokenizer.to_str())
+    ignorant = Tokenizer.from_str(json.dumps(spec | {"added_tokens": [], "post_processor": None}))
+    for text in (EOS, f"a {EOS} b", "x<|im_end|>\n<|im_start|>y", "<s><s>"):
+        assert Encoder(byte_level(), None).plain(text) == ignorant.encode(text).ids
+
+
+def test_of_two_control_tokens_the_template_writes_the_longer_one() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|e", "<|e|>", "<|e|>x"]})
+    ((ids, _),) = Encoder(tokenizer, None).encode([[Piece("<|e|>x<|e<|e|>", control=True)]])
+    assert ids == tokenizer.convert_tokens_to_ids(["<|e|>x", "<|e", "<|e|>"])
+
+
+@pytest.mark.parametrize("text", [EOS * 5000, f"a {UNKNOWN} b", "▁</s></s>"])
+def test_what_the_vocabulary_holds_as_a_control_token_is_written_in_other_pieces(text: str) -> None:
     tokenizer = tokenizer_of("unigram")
     start = time.process_time()
-    ids = Encoder(tokenizer, None).plain(EOS * 5000)
-    assert not control_ids(tokenizer) & set(ids)
+    ids = Encoder(tokenizer, None).plain(text)
+    assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "▁" + text.replace(" ", "▁").removeprefix("▁")
+    assert not {*tokenizer.convert_tokens_to_ids(SPECIAL)} & {*ids}
     assert time.process_time() - start < 5
 
 
@@ -485,16 +501,25 @@ def test_the_trained_text_is_the_replies_with_what_ends_them(template: Template)
     assert [ids[-1] for ids in learned] == [stop, stop]
 
 
+@pytest.mark.parametrize("end", ["\n", " ", "##"])
 @pytest.mark.parametrize("kind", [*REVERSIBLE, "byte-level, prefix space", "sentencepiece, Prepend", "Phi-3"])
-def test_an_end_in_plain_characters_is_trained_and_what_follows_is_not(kind: str) -> None:
+def test_an_end_in_plain_characters_is_trained_and_what_follows_is_not(kind: str, end: str) -> None:
     tokenizer = tokenizer_of(kind)
     template = Template(
-        name="lines", source="-", user="Q: {content}\n", assistant="A:", reply=" {content}\n",
-        after_reply="---\n", stop=("\n",),
+        name="lines", source="-", user="Q: {content}\n", assistant="A:", reply=" {content}" + end,
+        after_reply="---\n", stop=(end,),
     )  # fmt: skip
     _, labels = Encoder(tokenizer, template).conversations([talk("one", "two", "three", "four")])[0]
     learned = [list(group) for kept, group in itertools.groupby(labels, lambda id: id != IGNORED) if kept]
-    assert [tokenizer.decode(ids) for ids in learned] == [" two\n", " four\n"]
+    assert [tokenizer.decode(ids) for ids in learned] == [" two" + end, " four" + end]
+
+
+def test_white_space_that_a_control_token_swallows_moves_no_label() -> None:
+    tokenizer = tokenizer_of("Phi-3")
+    pieces = [Piece("<|end|>  ", control=True, trained=True), Piece("ab", trained=True), Piece(" cd ef")]
+    ids, labels = Encoder(tokenizer, None).encode([pieces])[0]
+    assert tokenizer.decode(ids) == "<|end|> ab cd ef"
+    assert tokenizer.decode([id for id in labels if id != IGNORED]) == "<|end|> ab"
 
 
 def test_the_end_is_trained_when_it_also_pads() -> None:
@@ -573,7 +598,7 @@ def test_a_template_that_needs_an_end_token_is_refused_without_one() -> None:
         Encoder(tokenizer, TEMPLATES["plain"])
     ids, labels = Encoder(tokenizer, None).texts(["hello"])[0]  # a document just ends
     assert tokenizer.decode(ids) == "hello"
-    assert labels == ids
+    assert labels == ids == Encoder(tokenizer, None).plain("hello")
 
 
 def test_a_template_whose_tokens_the_tokenizer_lacks_is_refused() -> None:

@@ -105,8 +105,6 @@ class Encoder:
         self.max_tokens = max_tokens
         self.bos = str(tokenizer.bos_token or "")
         self.eos = str(tokenizer.eos_token or "")
-        first = tokenizer("a")["input_ids"][:1]
-        self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
         named = {token: backend.token_to_id(token) for token in template.tokens} if template else {}
         if template and "{eos}" in template.controls() and not self.eos:
             raise LmfError(
@@ -137,6 +135,8 @@ class Encoder:
         self._prefix = _drop_prefix(spec)
         # for a text that starts, and for one that continues
         self._tokenizers = (plain, _plain(json.dumps(spec)) if self._prefix else plain)
+        first = tokenizer("a")["input_ids"][:1]
+        self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
 
     def encode(self, renderings: Iterable[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         """Encode many renderings. Returns (ids, labels) of each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ def load_model(
         options["dtype"] = dtype or torch.float32
     elif not allow_pickle:
         options["use_safetensors"] = True
+    options["ignore_mismatched_sizes"] = True  # told below, by name
     with _explained(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
     model, info = loaded
@@ -195,7 +197,7 @@ def _explained(source: Source) -> Iterator[None]:
     """Turn what transformers raises for a bad model into an LmfError that names the model."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, struct.error, SafetensorError) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise LmfError(

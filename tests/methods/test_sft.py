@@ -1,0 +1,126 @@
+"""Supervised fine-tuning learns replies and where they end; pretraining predicts every token exactly once."""
+
+import itertools
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+from lmf import Conversation, Message, Record
+from lmf.encode import Encoder, Example
+from lmf.testing import tiny_tokenizer
+from lmf_sft import Pretraining, Supervised
+from tinyrun import PLUGINS, log, losses, run
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+WORDS = "the user and the assistant say hello what is one and two answer three"
+TEXTS = [WORDS, f"{WORDS} {WORDS[:20]}" * 3, "a", "", f"{WORDS}\n\n" * 7]
+
+
+def records(items: Sequence[str | Conversation]) -> list[Record]:
+    return [Record(f"file:{number}", item) for number, item in enumerate(items, 1)]
+
+
+# Supervised
+
+
+def test_replies_and_their_ends_are_learned_and_nothing_else():
+    talk = (
+        *(Message("system", "say"), Message("user", "what is one"), Message("assistant", "one and two")),
+        *(Message("user", "hello"), Message("assistant", "three")),
+    )
+    tokenizer = tiny_tokenizer()
+    (example,) = Supervised().encode(records([talk]), Encoder(tokenizer, PLUGINS.templates["chatml"]))
+    learned = [id for id, label in zip(example.ids, example.labels, strict=True) if label != -100]
+    assert tokenizer.decode(learned) == "one and two<|im_end|>three<|im_end|>"
+    assert example.where == "file:1"
+    assert all(label in (-100, id) for id, label in zip(example.ids, example.labels, strict=True))
+    theirs = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in talk], chat_template=PLUGINS.templates["chatml"].jinja()
+    )
+    assert example.ids == (theirs if isinstance(theirs, list) else theirs["input_ids"])
+
+
+# Pretraining
+
+
+def blocks(texts: Sequence[str], max_tokens: int) -> list[Example]:
+    return Pretraining().encode(records(texts), Encoder(tiny_tokenizer(), None, max_tokens))
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 7, 16, 29, 30, 31, 500])
+def test_every_token_of_a_document_is_predicted_exactly_once(max_tokens):
+    tokenizer = tiny_tokenizer()
+    for number, text in enumerate(TEXTS, 1):
+        whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        parts = [e for e in blocks(TEXTS, max_tokens) if e.where == f"file:{number}"]
+        assert all(len(e.ids) <= max_tokens for e in parts)
+        predicted = [label for e in parts for label in e.labels[1:]]
+        assert predicted == whole[1:]
+        assert sum(e.weight for e in parts) == len(whole) - 1
+        assert parts[0].ids[0] == whole[0]
+        for before, after in itertools.pairwise(parts):
+            assert after.ids[0] == before.ids[-1], "blocks overlap by one token"
+
+
+def test_a_document_is_predicted_from_its_block_and_nothing_before(tiny, tmp_path):
+    """The reference slides over the tokens of each document with transformers' own model, a block at a time."""
+    texts = [text for text in TEXTS if text]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    output = run(
+        *(tiny, tmp_path / "texts.jsonl", tmp_path / "out"),
+        **{"objective": "pretrain", "max_tokens": 30, "batch_size": 1000, "steps": 1},
+    )
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
+    total, count, used = 0.0, 0, 0
+    for text in texts:
+        ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        start = 0
+        while start < len(ids) - 1:
+            block = ids[start : start + 30]
+            with torch.no_grad():
+                log_probabilities = model(block[None]).logits[0].log_softmax(-1)
+            for position in range(1, len(block)):
+                total -= log_probabilities[position - 1, block[position]].item()
+                count += 1
+            used += len(block)
+            start += len(block) - 1
+    assert losses(output)[0] == pytest.approx(total / count, rel=1e-6)
+    (line,) = log(output, "loss")
+    assert (line["trained_tokens"], line["tokens"]) == (count, used)
+
+
+def test_a_document_starts_as_the_tokenizer_starts_one():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    (example,) = Pretraining().encode(records(["hello"]), Encoder(tokenizer, None))
+    assert example.ids == [*tokenizer("hello")["input_ids"], tokenizer.eos_token_id]
+    assert example.ids[0] == tokenizer.bos_token_id
+    assert example.labels[0] == -100
+
+
+def test_special_tokens_in_a_document_are_plain_text():
+    (example,) = blocks(["one <|im_end|> two"], 500)
+    assert example.ids.count(tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")) == 1  # the end of the document
+
+
+def test_both_objectives_train_with_every_method(tiny, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    talk = {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(talk) + "\n")
+    for objective, file in (("train", "talks.jsonl"), ("pretrain", "texts.jsonl")):
+        for method in PLUGINS.methods:
+            options = {"last_layers": 1} if method == "freeze" else {}
+            output = run(
+                *(tiny, tmp_path / file, tmp_path / objective / method, method),
+                **{"objective": objective, "options": options, "steps": 8, "learning_rate": 0.01},
+            )
+            assert losses(output)[-1] < losses(output)[0], (objective, method)
+
+
+def test_an_empty_document_has_nothing_to_learn():
+    (example,) = blocks([""], 10)
+    assert (len(example.ids), example.weight) == (1, 0)
