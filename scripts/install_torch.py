@@ -34,8 +34,8 @@ def main() -> None:
             sys.exit(
                 f"pip would install the CUDA build of {TESTED} ({len(cuda)} packages, gigabytes), "
                 "but this machine has no NVIDIA GPU.\n"
-                f'Give the CPU build: make install TORCH="{TESTED} --index-url URL" with the CPU index of pytorch.org,\n'
-                f'or accept the CUDA build: make install TORCH="{TESTED}"'
+                f'The CPU build: make install TORCH="{TESTED} --index-url URL", with the CPU index of pytorch.org;\n'
+                f'the CUDA build all the same: make install TORCH="{TESTED}"'
             )
         pip(TESTED)
 

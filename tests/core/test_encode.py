@@ -514,6 +514,17 @@ def test_an_end_in_plain_characters_is_trained_and_what_follows_is_not(kind: str
     assert [tokenizer.decode(ids) for ids in learned] == [" two" + end, " four" + end]
 
 
+@pytest.mark.parametrize("kind", ["Phi-3", "lstrip"])
+def test_a_control_token_swallows_what_its_tokenizer_takes_for_white_space(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    spaces = [chr(code) for code in range(0x3001) if chr(code).isspace() or code in (0x180E, 0x200B)]
+    assert len(spaces) == 31  # of them, Rust takes 25 for white space
+    for space in spaces:
+        pieces = [Piece("<|user|>", control=True), Piece(f"{space}a{space}"), Piece("<|end|>", control=True)]
+        want = tokenizer.backend_tokenizer.encode(f"<|user|>{space}a{space}<|end|>", add_special_tokens=False).ids
+        assert Encoder(tokenizer, None).encode([pieces])[0][0] == want, repr(space)
+
+
 def test_white_space_that_a_control_token_swallows_moves_no_label() -> None:
     tokenizer = tokenizer_of("Phi-3")
     pieces = [Piece("<|end|>  ", control=True, trained=True), Piece("ab", trained=True), Piece(" cd ef")]

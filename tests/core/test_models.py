@@ -16,7 +16,7 @@ from lmf.testing import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 PLUGINS = Plugins()
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 
 
 def edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Change:
@@ -42,11 +42,15 @@ def configure(**values: object) -> Change:
 
 
 def remove(*names: str) -> Change:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
 def write(name: str, content: bytes) -> Change:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def both(first: Change, second: Change) -> Change:
+    return lambda folder: (first(folder), second(folder))
 
 
 def cut(folder: Path) -> None:
@@ -110,14 +114,11 @@ BAD: dict[str, tuple[Change, str]] = {
     "shard outside": (sharded({"lm_head.weight": "../b.safetensors"}), "not a file in the same folder"),
     "shard absolute": (sharded({"lm_head.weight": "/etc/passwd"}), "not a file in the same folder"),
     "index is not JSON": (
-        lambda folder: (sharded({})(folder), write("model.safetensors.index.json", b"x")(folder)) and None,
+        both(sharded({}), write("model.safetensors.index.json", b"x")),
         "not readable as JSON",
     ),
     "adapter": (
-        lambda folder: (
-            (remove("config.json")(folder), write("adapter_config.json", b'{"base_model_name_or_path": "B"}')(folder))
-            and None
-        ),
+        both(remove("config.json"), write("adapter_config.json", b'{"base_model_name_or_path": "B"}')),
         "holds an adapter for 'B'",
     ),
     "another vocabulary": (configure(vocab_size=17), "another shape"),
@@ -182,7 +183,7 @@ def test_a_hub_id_that_cannot_be_reached_says_so():
 
 def test_a_file_that_only_claims_to_be_gguf_is_refused(tmp_path: Path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF, not really")
-    with pytest.raises(LmfError, match="model.gguf"):
+    with pytest.raises(LmfError, match=r"model\.gguf"):
         load_tokenizer(find_model(str(tmp_path / "model.gguf"), PLUGINS))
 
 

@@ -4,6 +4,7 @@ The differences that the tests allow are printed with ``-s``, to see how far bel
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import random
@@ -669,6 +670,40 @@ def test_the_sample_is_answered_before_and_after(tiny, data, tmp_path):
     ]
     assert [record["sample_before"], record["sample_after"]] == [text for _, _, text in report.samples]
     assert report.ended
+
+
+# Trackers
+
+
+def test_tensorboard_gets_what_the_log_gets(tiny, data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "out"
+    settings = {"steps": 4, "batch_size": 8, "eval_split": 0.2, "eval_every": 2, "log": "tensorboard"}
+    with pytest.raises(Interrupted):
+        run(tiny, data, output, report=stop_at(2), **settings)
+    run(tiny, data, output, resume=True, **settings)
+    seen: dict[str, dict[int, float]] = {}
+    for folder in {file.parent for file in output.rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for key in events.Tags()["scalars"]:
+            seen.setdefault(key, {}).update({each.step: each.value for each in events.Scalars(key)})
+    for key in ("loss", "gradient_norm", "learning_rate", "tokens", "eval_loss"):
+        assert seen[key] == pytest.approx({line["step"]: line[key] for line in log(output, key)}, rel=1e-6)
+    assert sorted(seen["loss"]) == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_cannot_start_leaves_nothing_behind(tiny, data, tmp_path, monkeypatch):
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to the server")
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: name == "wandb" or found(name))
+    monkeypatch.setattr(lmf.training.Accelerator, "init_trackers", offline)
+    with pytest.raises(ConnectionError, match="no route"):
+        run(tiny, data, tmp_path / "out", log="wandb", steps=1)
+    assert not (tmp_path / "out").exists()
 
 
 # What could not be saved
