@@ -694,6 +694,7 @@ def test_tensorboard_gets_what_the_log_gets(tiny, data, tmp_path):
     assert sorted(seen["loss"]) == [1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.*no supported trackers are currently installed")  # none has to be, for this
 def test_a_tracker_that_cannot_start_leaves_nothing_behind(tiny, data, tmp_path, monkeypatch):
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route to the server")

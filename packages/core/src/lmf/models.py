@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -37,6 +35,8 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})
         )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where files are missing
+        raise LmfError(f"{source.asked} holds no tokenizer: its vocabulary is empty. Copy it from the base model.")
     for noise in ("is_local", "local_files_only"):  # transformers would save them
         tokenizer.init_kwargs.pop(noise, None)
     return tokenizer
@@ -159,17 +159,19 @@ def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Temp
     What must agree is the prompt of a reply, with a history, with and without a system message.
 
     Raises:
-        LmfError: The tokenizer has a chat template, and no installed one renders the same.
+        LmfError: The tokenizer has a chat template, and it fails or no installed one renders the same.
     """
     if not tokenizer.chat_template:
         return None
     talks = [PROBE, [Message("system", "zero"), *PROBE]]
+    refusals: list[Exception] = []
 
     def own(talk: Sequence[Message]) -> str | None:
         messages = [{"role": m.role, "content": m.content} for m in talk]
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError:  # it has no place for a system message
+        except Exception as error:  # perhaps it has no place for a system message
+            refusals.append(error)
             return None
 
     def ours(template: Template, talk: Sequence[Message]) -> str | None:
@@ -182,7 +184,12 @@ def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Temp
         return "".join(piece.text for piece in pieces)
 
     wanted = [own(talk) for talk in talks]
-    for _, template in plugins.templates.all() if any(wanted) else ():
+    if len(refusals) == len(talks):
+        raise LmfError(
+            f"The model's own chat template fails: {' '.join(str(refusals[0]).split())[:500]}.\n"
+            f"Choose a template with --template: {', '.join(plugins.templates)}."
+        )
+    for _, template in plugins.templates.all():
         if all(w in (None, ours(template, talk)) for w, talk in zip(wanted, talks, strict=True)):
             return template
     raise LmfError(
@@ -197,14 +204,15 @@ def _explained(source: Source) -> Iterator[None]:
     """Turn what transformers raises for a bad model into an LmfError that names the model."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, struct.error, SafetensorError) as error:
+    except Exception as error:  # of any type: the files come from outside, and so does what reads them
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise LmfError(
                 f"{source.asked} brings Python code of its own, and running it is off.\n"
                 "Read that code; add --trust-remote-code if you trust it."
             ) from None
-        raise LmfError(f"{source.asked} cannot be loaded: {text[:500]}") from error
+        what = "cannot be loaded" if source.folder else "is no folder here, and the hub did not give it"
+        raise LmfError(f"{source.asked} {what}: {text[:500] or type(error).__name__}") from error
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, LmfError, UnknownName, did_you_mean
+from .errors import ConfigError, LmfError, PluginError, UnknownName, did_you_mean
 from .plugins import Plugins
 from .specs import Checkpoint, ModelSpec
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth", "*.pkl", "*.bin")
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickles that lie beside weights
+SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ def find_model(name: str, plugins: Plugins, allow_pickle: bool = False) -> Sourc
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
+        with path.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise LmfError(f"{path} is not a GGUF file: it does not begin with GGUF. Download it again.")
         return Source(name, str(path.parent), gguf=path.name)
     if path.is_file():
         raise ConfigError(f"--model {name} is a file; it must be a folder, a GGUF file, a checkpoint name or a hub id.")
@@ -75,16 +80,15 @@ def find_model(name: str, plugins: Plugins, allow_pickle: bool = False) -> Sourc
 
 
 def checkpoints(plugins: Plugins) -> dict[str, Checkpoint]:
-    """Return every named checkpoint of every family; ``family:name`` too where two share a name."""
-    found: dict[str, Checkpoint] = {}
-    twice = set()
+    """Return every named checkpoint of every family, as ``family:name`` where families share a name."""
+    found: dict[str, dict[str, Checkpoint]] = {}  # name -> family -> checkpoint
     for _, spec in plugins.models.all():
         for checkpoint in spec.checkpoints:
-            if checkpoint.name in found:
-                twice.add(checkpoint.name)
-            found[checkpoint.name] = found[f"{spec.name}:{checkpoint.name}"] = checkpoint
+            found.setdefault(checkpoint.name, {})[spec.name] = checkpoint
     return {
-        name: found[name] for name in found if name not in twice and (":" not in name or name.split(":")[1] in twice)
+        name if len(owners) == 1 else f"{family}:{name}": checkpoint
+        for name, owners in found.items()
+        for family, checkpoint in owners.items()
     }
 
 
@@ -102,7 +106,7 @@ def family(model_type: str, plugins: Plugins) -> ModelSpec:
         known = sorted({name for _, spec in plugins.models.all() for name in spec.model_types})
         raise UnknownName("model type", model_type, known, plugins.models.hints)
     names = " and ".join(f"{package}:{spec.name}" for package, spec in found)
-    raise ConfigError(f"{names} both cover models of type {model_type!r}.\nLeave one out: LMF_DISABLE_PLUGINS=PACKAGE.")
+    raise PluginError(f"{names} both cover models of type {model_type!r}.\nLeave one out: LMF_DISABLE_PLUGINS=PACKAGE.")
 
 
 def check_folder(folder: Path, allow_pickle: bool = False) -> None:
@@ -122,17 +126,23 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> None:
         raise LmfError(f"{folder}/config.json has no model_type, so the architecture is unknown.")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise LmfError(f"{folder} holds no tokenizer: tokenizer.json is missing. Copy it from the base model.")
+    settings = {name: _json(folder / name) for name in SETTINGS if (folder / name).exists()}
+    if "model" not in settings.get("tokenizer.json", {"model": {}}):
+        raise LmfError(f"{folder}/tokenizer.json holds no tokenizer: it has no model. Copy it from the base model.")
     files = shards(folder)
     for file in files:
         check_safetensors(file)
-    if not files and not allow_pickle:
-        pickled = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)})
-        if pickled:
-            raise LmfError(
-                f"{folder} has its weights as pickle ({', '.join(pickled[:3])}), and loading a pickle can run code.\n"
-                "Convert it to safetensors, or add --allow-pickle if you trust where it comes from."
-            )
+    if files:
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES and not p.name.startswith(NO_WEIGHTS))
+    if not pickled:
         raise LmfError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)} is there.")
+    if not allow_pickle:
+        raise LmfError(
+            f"{folder} has its weights as pickle ({', '.join(pickled[:3])}), and loading a pickle can run code.\n"
+            "Convert it to safetensors, or add --allow-pickle if you trust where it comes from."
+        )
+    _indexed(folder / "pytorch_model.bin.index.json", ".bin")
 
 
 def shards(folder: Path) -> list[Path]:
@@ -140,31 +150,47 @@ def shards(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "adapter_model.safetensors"):
         if (folder / name).exists():
             return [folder / name]
-    index = folder / "model.safetensors.index.json"
+    return _indexed(folder / "model.safetensors.index.json", ".safetensors")
+
+
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    """Return the files that an index names, if there is one; they must lie beside it."""
     if not index.exists():
         return []
-    names = sorted(set(_json(index).get("weight_map", {}).values()))
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise LmfError(f"{index} names {name!r}, which is not a file in the same folder.")
-        if not (folder / name).exists():
-            raise LmfError(f"{folder} lacks {name}, which {index.name} names. Download the model again.")
-    return [folder / name for name in names]
+    names = _json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise LmfError(f"{index} has no weight_map, which tells what is in which file.")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
+            raise LmfError(f"{index} names {name!r}, which is not a {suffix} file in the same folder.")
+        if not (index.parent / name).exists():
+            raise LmfError(f"{index.parent} lacks {name}, which {index.name} names. Download the model again.")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def check_safetensors(file: Path) -> dict[str, Any]:
     """Check that a safetensors file is whole, and return its header."""
-    size = file.stat().st_size
     try:
+        size = file.stat().st_size
         with file.open("rb") as stream:
-            length = struct.unpack("<Q", stream.read(8))[0]
+            head = stream.read(8)
+            if head == b"version ":
+                raise ValueError("it is a pointer of git-lfs; get the file itself with git lfs pull")
+            if len(head) < 8:
+                raise ValueError(f"it has {size} bytes")
+            length = struct.unpack("<Q", head)[0]
             if length > min(size, 100_000_000):
-                raise ValueError("its header is longer than the file")
+                raise ValueError("its header is longer than the file, or than 100 MB")
             header = json.loads(stream.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
         end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        whole = 8 + length + end == size
+    except OSError as error:
+        raise LmfError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise LmfError(f"{file} is not a safetensors file: {error}.") from None
-    if 8 + length + end != size:
+    if not whole:
         raise LmfError(
             f"{file} has {size:,} bytes, but its header tells of {8 + length + end:,}: it is cut or damaged."
         )
@@ -174,7 +200,7 @@ def check_safetensors(file: Path) -> dict[str, Any]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise LmfError(f"{file} is not readable as JSON: {error}.") from None
     if not isinstance(value, dict):
         raise LmfError(f"{file} must hold a JSON object.")

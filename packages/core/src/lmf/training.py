@@ -67,7 +67,8 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
             run.work()
         except BaseException:
             if accelerator.is_main_process and not (run.done or settings.resume):
-                clear(output)  # a run that never took a step leaves nothing behind
+                with contextlib.suppress(OSError):
+                    clear(output)  # a run that never took a step leaves nothing behind
             raise
         finally:
             accelerator.end_training()

@@ -43,7 +43,9 @@ def _convert(gguf: Path, final: Path) -> None:
     """Write the folder beside its place and rename it, so that it is there whole or not at all."""
     import torch
     from lmf.models import load_model, load_tokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one line tells of it already
     source = Source(str(gguf), str(gguf.parent), gguf=gguf.name)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
