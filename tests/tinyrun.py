@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -159,8 +160,13 @@ def fork(work: Callable[[], Any]) -> int:
         os._exit(code)
 
 
-def ended(pid: int) -> int:
+def ended(pid: int, seconds: float = 100) -> int:
     """Wait for a process. Returns its exit code, or the negative number of the signal that killed it."""
+    end = time.monotonic() + seconds
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)  # it hangs
+        time.sleep(0.005)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -1,5 +1,6 @@
 """Loading models and tokenizers: what would only seem to work is refused, and nothing foreign is run."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -12,7 +13,7 @@ import lmf_smollm2
 import pytest
 import torch
 import transformers
-from lmf import LmfError, Plugins
+from lmf import LmfError, Plugins, Template, hookimpl
 from lmf.models import load_config, load_model, load_tokenizer, load_weights, match_template
 from lmf.sources import Source, find_model
 from lmf.testing import tiny_model, tiny_tokenizer
@@ -129,6 +130,11 @@ def test_the_frequencies_that_old_llamas_carry_along_do_no_harm(model: Path) -> 
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     tensors(lambda found: found.update({name: torch.ones(8)}))(model)
     assert_same(load(model), own)
+
+
+def test_large_weights_are_finite_even_if_their_sum_is_not(model: Path) -> None:
+    tensors(lambda found: found["model.norm.weight"].fill_(3e38))(model)
+    assert load(model).model.norm.weight.sum() == float("inf")
 
 
 # Bad models
@@ -372,6 +378,19 @@ def test_a_template_that_knows_no_system_message_is_found_by_the_rest() -> None:
     own = PLUGINS.templates["gemma"].jinja()
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + own
     assert match_template(tokenizer, PLUGINS) is PLUGINS.templates["gemma"]
+
+
+def test_a_template_without_a_place_for_a_system_message_is_not_mistaken_for_one_with() -> None:
+    class Module:
+        @hookimpl
+        def lmf_templates(self) -> list[Template]:
+            return [dataclasses.replace(PLUGINS.templates["chatml"], name="a", system=None)]
+
+    plugins = Plugins(only=["lmf-templates"])
+    plugins.register("acme", Module())
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = plugins.templates["chatml"].jinja()
+    assert match_template(tokenizer, plugins) is plugins.templates["chatml"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == Path("/a")
     monkeypatch.setenv("LMF_CACHE", "")
     assert cache_folder() == Path("/b/lmf")
+    monkeypatch.delenv("LMF_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path("/c/.cache/lmf")
 
@@ -302,6 +303,12 @@ def test_the_shards_of_a_folder_are_its_files_of_weights(model: Path) -> None:
     shard(model, {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"})
     assert shards(model) == [model / "a.safetensors", model / "b.safetensors"]
     check_folder(model)
+
+
+def test_the_weights_of_an_adapter_are_its_one_file(tmp_path: Path) -> None:
+    assert shards(tmp_path) == []
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert shards(tmp_path) == [tmp_path / "adapter_model.safetensors"]
 
 
 def test_an_empty_file_of_safetensors_is_whole(tmp_path: Path) -> None:
