@@ -18,7 +18,7 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
-    *("errors", "config", "template", "settings", "specs", "hookspecs", "plugins"),
+    *("errors", "config", "conversation", "template", "settings", "specs", "hookspecs", "plugins"),
     *("textfile", "jsonfile", "formats", "data", "builtin", "sources", "runs", "plan", "report", "guard"),
 )
 RUNNING = ("encode", "models", "packing", "checkpoint", "generate", "prepare", "training", "testing")

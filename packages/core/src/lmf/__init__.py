@@ -1,6 +1,7 @@
 """The contracts of lmf: what a plugin describes and how the parts find it."""
 
 from .config import option
+from .conversation import Conversation, Message, Preference, Ranking, Record, ToolCall, Unpaired
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
 from .hookspecs import hookimpl
 from .plugins import API_VERSION, Plugins
@@ -8,7 +9,6 @@ from .settings import RunSettings
 from .specs import (
     Checkpoint,
     Command,
-    Conversation,
     Criterion,
     DataFormat,
     DataSet,
@@ -18,11 +18,10 @@ from .specs import (
     Objective,
     Optimizer,
     Problem,
-    Record,
     Tuner,
     TuningMethod,
 )
-from .template import Message, Piece, Template
+from .template import Piece, Template
 
 __all__ = [
     "API_VERSION",
@@ -44,13 +43,17 @@ __all__ = [
     "Piece",
     "PluginError",
     "Plugins",
+    "Preference",
     "Problem",
+    "Ranking",
     "Record",
     "RunSettings",
     "Template",
+    "ToolCall",
     "Tuner",
     "TuningMethod",
     "UnknownName",
+    "Unpaired",
     "hookimpl",
     "option",
 ]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .conversation import Kind, Record
 from .errors import DataError, UnknownName, did_you_mean
 from .jsonfile import noun, read_json, read_lines
 from .plugins import Plugins
-from .specs import DataFormat, Kind, Record
+from .specs import DataFormat
 from .textfile import Report, sha256, whole
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")  # each also with .gz

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, get_args
 
+from .conversation import Conversation, Message, Role
 from .errors import DataError, did_you_mean
 from .jsonfile import noun
-from .specs import Conversation, DataFormat
-from .template import Message, Role
+from .specs import DataFormat
 
 
 def conversation(turns: Sequence[tuple[str, Message]]) -> Conversation:
@@ -41,7 +41,7 @@ def conversation(turns: Sequence[tuple[str, Message]]) -> Conversation:
         raise DataError("the conversation has no messages.")
     if previous.role != "assistant":
         raise DataError(f"the conversation ends with a {previous.role} message; there is no reply to learn.")
-    return tuple(message for _, message in turns)
+    return Conversation(tuple(message for _, message in turns))
 
 
 def _misplaced(role: Role, previous: Message | None) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .config import check_declaration
+from .conversation import Content, Kind, Message, Record
 from .errors import PluginError
 from .settings import RunSettings
-from .template import Message
 
 if TYPE_CHECKING:
     import torch
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 
     from .encode import Encoder, Example
     from .packing import Batch
-
-Conversation = tuple[Message, ...]
-Kind = Literal["conversation", "text"]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a data file, understood.
-
-    Attributes:
-        where: The file and line it comes from, or the file and its number in it.
-        data: A conversation, or a text.
-    """
-
-    where: str
-    data: Conversation | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +214,7 @@ class DataFormat:
         data: The kind of record it gives.
         example: A record in this format, as JSON text for error messages.
         matches: Whether a JSON object looks like this format, judged by its keys.
-        read: Turns the object into a conversation or a text. Raises ``DataError`` that
+        read: Turns the object into what a record of that kind holds. Raises ``DataError`` that
             names the key; the reader adds file and line.
     """
 
@@ -239,7 +223,7 @@ class DataFormat:
     data: Kind
     example: str
     matches: Callable[[Mapping[str, Any]], bool]
-    read: Callable[[Mapping[str, Any]], Conversation | str]
+    read: Callable[[Mapping[str, Any]], Content]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +253,7 @@ class Problem:
         choices: The possible replies; empty if the model writes freely.
     """
 
-    messages: Conversation
+    messages: tuple[Message, ...]
     answer: str
     choices: tuple[str, ...] = ()
 

@@ -28,7 +28,7 @@ class Supervised(Criterion):
     def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
         from lmf.encode import Example
 
-        encoded = encoder.conversations(cast(Conversation, record.data) for record in records)
+        encoded = encoder.conversations(cast(Conversation, record.data).messages for record in records)
         return [Example(*pair, record.where) for pair, record in zip(encoded, records, strict=True)]
 
 
