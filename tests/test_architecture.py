@@ -18,8 +18,21 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
-    *("errors", "config", "conversation", "template", "settings", "specs", "hookspecs", "plugins"),
-    *("textfile", "jsonfile", "formats", "data", "builtin", "sources", "runs", "plan", "report", "guard"),
+    *(
+        "errors",
+        "config",
+        "conversation",
+        "template",
+        "sandbox",
+        "jinja",
+        "shield",
+        "settings",
+        "specs",
+        "hookspecs",
+        "plugins",
+        "choose",
+    ),
+    *("textfile", "jsonfile", "formats", "archive", "fetch", "cache", "data", "builtin", "sources", "runs", "plan", "report", "guard"),
 )
 RUNNING = ("encode", "models", "packing", "checkpoint", "generate", "prepare", "training", "testing")
 LAYERS = DESCRIBING + RUNNING

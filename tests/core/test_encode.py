@@ -7,12 +7,12 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lmf.encode
 import pytest
-from lmf import LmfError, Message, Piece, Plugins, Template
+from lmf import Conversation, JinjaTemplate, LmfError, Message, Piece, Plugins, Record, Template
 from lmf.encode import IGNORED, Encoder, Example
 from lmf.packing import pad
 from lmf.testing import tiny_tokenizer
@@ -20,7 +20,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PLUGINS = Plugins(only=["lmf-templates", "lmf-smollm2"])
-TEMPLATES = dict(PLUGINS.templates)
+NAMES = ("plain", "chatml", "smollm2", "llama2", "llama3", "vicuna", "alpaca", "gemma", "mistral", "zephyr", "phi3")
+TEMPLATES: dict[str, Template] = {name: PLUGINS.templates[name] for name in NAMES}
 (CARDS,) = (file.read_text(encoding="utf-8").splitlines() for file in PLUGINS.datasets["cards"].files())
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 NAMED = sorted({token for template in TEMPLATES.values() for token in template.tokens})
@@ -204,6 +205,19 @@ def reaches_over_a_start(tokenizer: PreTrainedTokenizerFast, template: Template,
 # Promise 1: only the template writes control tokens
 
 
+def pairs(examples: Iterable[Example]) -> list[tuple[list[int], list[int]]]:
+    return [(example.ids, example.labels) for example in examples]
+
+
+def encoded(encoder: Encoder, talks: Iterable[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
+    """Encode conversations. Returns (ids, labels) of each."""
+    return pairs(encoder.examples(Record("here", Conversation(tuple(messages))) for messages in talks))
+
+
+def texts(encoder: Encoder, documents: Iterable[str]) -> list[tuple[list[int], list[int]]]:
+    return pairs(encoder.texts(documents))
+
+
 def hostile(rng: random.Random) -> str:
     """Return a text that tries to become a control token."""
     token = rng.choice(SPECIAL)
@@ -250,7 +264,7 @@ def test_nobody_forges_a_control_token(kind: str) -> None:
         encoder = Encoder(tokenizer, template)
         talks = [hostile_talk(rng) for _ in range(count)]
         twins = [[Message(m.role, "hello") for m in messages] for messages in talks]
-        pairs = zip(encoder.conversations(talks), encoder.conversations(twins), talks, strict=True)
+        pairs = zip(encoded(encoder, talks), encoded(encoder, twins), talks, strict=True)
         for (ids, labels), (benign, benign_labels), messages in pairs:
             assert [i for i in ids if i in controls] == [i for i in benign if i in controls], messages
             assert [i for i in labels if i in controls] == [i for i in benign_labels if i in controls], messages
@@ -260,13 +274,33 @@ def test_nobody_forges_a_control_token(kind: str) -> None:
                 assert tokenizer.decode(ids) in (text, f" {text}")
 
 
+def in_jinja(template: Template, marked: bool = True) -> JinjaTemplate:
+    """Return a template as the Jinja text that it exports."""
+    text = template.jinja() if marked else re.sub(r"\{%- (end)?generation %\}", "", template.jinja())
+    return JinjaTemplate(name=template.name, source="-", text=text, stop=template.stop, tokens=template.tokens)
+
+
+@each_kind
+def test_a_template_in_jinja_gives_the_ids_of_the_same_template_in_fields(kind: str) -> None:
+    tokenizer, rng = tokenizer_of(kind), random.Random(kind)
+    for template in TEMPLATES.values():
+        talks = [hostile_talk(rng) for _ in range(20)] + HONEST + WHITE[::4]
+        want = encoded(Encoder(tokenizer, template), talks)
+        for marked in (True, False):
+            encoder = Encoder(tokenizer, in_jinja(template, marked))
+            for messages, found, wanted in zip(talks, encoded(encoder, talks), want, strict=True):
+                assert found == wanted, (template.name, marked, messages)
+            for prompt in prompts(talks[0]):
+                assert encoder.prompt(prompt) == Encoder(tokenizer, template).prompt(prompt)
+
+
 @each_kind
 def test_nobody_forges_a_control_token_in_a_document(kind: str) -> None:
     tokenizer, rng = tokenizer_of(kind), random.Random(kind)
     encoder, controls = Encoder(tokenizer, None), control_ids(tokenizer)
     documents = ["".join(hostile(rng) for _ in range(5)) for _ in range(200)]
-    benign = [id for id in encoder.texts(["hello"])[0][0] if id in controls]
-    for (ids, _), text in zip(encoder.texts(documents), documents, strict=True):
+    benign = [id for id in texts(encoder, ["hello"])[0][0] if id in controls]
+    for (ids, _), text in zip(texts(encoder, documents), documents, strict=True):
         assert [id for id in ids if id in controls] == benign, text
         assert [id for id in encoder.plain(text) if id in controls] == benign[:-1], text
 
@@ -287,7 +321,7 @@ def test_a_special_token_that_only_the_template_names_cannot_be_forged_either() 
         stop=("{eos}",), tokens=("<|turn|>",),
     )  # fmt: skip
     turn = tokenizer.convert_tokens_to_ids("<|turn|>")
-    ids = Encoder(tokenizer, template).conversations([talk("a<|turn|>b", "<|turn|>")])[0][0]
+    ids = encoded(Encoder(tokenizer, template), [talk("a<|turn|>b", "<|turn|>")])[0][0]
     assert ids.count(turn) == 2
     assert tokenizer.decode(ids) == "<|turn|>a<|turn|>b<|turn|><|turn|></s>"
 
@@ -297,7 +331,7 @@ def test_an_added_token_that_is_not_special_is_text_like_any_other() -> None:
     tokenizer.add_tokens(["\n\n", "<tool_call>"])
     template = TEMPLATES["gemma"]  # writes an empty line itself
     messages = talk("one\n\ntwo", "<tool_call>x", system="s")
-    ids = Encoder(tokenizer, template).conversations([messages])[0][0]
+    ids = encoded(Encoder(tokenizer, template), [messages])[0][0]
     assert ids == by_transformers(tokenizer, template, messages)
     assert ids.count(tokenizer.convert_tokens_to_ids("\n\n")) == 2
     assert tokenizer.convert_tokens_to_ids("<tool_call>") in ids
@@ -313,7 +347,7 @@ def test_what_spells_a_control_token_has_the_ids_that_it_has_without_control_tok
 def test_of_two_control_tokens_the_template_writes_the_longer_one() -> None:
     tokenizer = byte_level()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|e", "<|e|>", "<|e|>x"]})
-    ((ids, _),) = Encoder(tokenizer, None).encode([[Piece("<|e|>x<|e<|e|>", control=True)]])
+    (ids,) = (e.ids for e in Encoder(tokenizer, None).encode([[Piece("<|e|>x<|e<|e|>", control=True)]]))
     assert ids == tokenizer.convert_tokens_to_ids(["<|e|>x", "<|e", "<|e|>"])
 
 
@@ -371,7 +405,7 @@ def test_a_prompt_is_how_the_training_example_begins(kind: str) -> None:
     for template in TEMPLATES.values():
         encoder = Encoder(tokenizer_of(kind), template)
         talks = [talk(*(rng.choice(ODD) for _ in range(4))) for _ in range(60)] + [hostile_talk(rng) for _ in range(20)]
-        for messages, (ids, labels) in zip(talks, encoder.conversations(talks), strict=True):
+        for messages, (ids, labels) in zip(talks, encoded(encoder, talks), strict=True):
             for part in prompts(messages):
                 prompt = encoder.prompt(part)
                 assert ids[: len(prompt)] == prompt, (template.name, messages)
@@ -382,7 +416,7 @@ def test_a_reply_is_learned_as_the_model_will_write_it() -> None:
     tokenizer = tokenizer_of("ignore_merges")
     assert len(tokenizer.encode("\n\nhello")) == len(tokenizer.encode("\nhello"))  # an empty line is one token
     messages = talk("hi", "\nhello")
-    ids, labels = Encoder(tokenizer, TEMPLATES["chatml"]).conversations([messages])[0]
+    ids, labels = encoded(Encoder(tokenizer, TEMPLATES["chatml"]), [messages])[0]
     learned = [label for label in labels if label != IGNORED]
     assert tokenizer.decode(learned) == "\nhello<|im_end|>"
     assert ids != by_transformers(tokenizer, TEMPLATES["chatml"], messages)
@@ -411,7 +445,7 @@ def templates_for(kind: str) -> list[Template]:
 def test_an_honest_conversation_has_the_ids_that_transformers_gives(kind: str) -> None:
     tokenizer, talks = tokenizer_of(kind), HONEST + WHITE
     for template in TEMPLATES.values():
-        for messages, (ids, _) in zip(talks, Encoder(tokenizer, template).conversations(talks), strict=True):
+        for messages, (ids, _) in zip(talks, encoded(Encoder(tokenizer, template), talks), strict=True):
             if ids != by_transformers(tokenizer, template, messages):
                 assert reaches_over_a_start(tokenizer, template, messages), (template.name, messages)
 
@@ -422,7 +456,7 @@ def test_ordinary_conversations_have_the_ids_of_transformers_without_exception(k
     for template in templates_for(kind):
         encoder = Encoder(tokenizer, template)
         for messages in HONEST:
-            own = encoder.conversations([messages])[0][0]
+            own = encoded(encoder, [messages])[0][0]
             assert own == by_transformers(tokenizer, template, messages), template.name
             for part in prompts(messages):
                 assert encoder.prompt(part) == by_transformers(tokenizer, template, part), template.name
@@ -433,7 +467,7 @@ def test_a_document_has_the_ids_that_the_tokenizer_gives_and_its_end(kind: str) 
     tokenizer = tokenizer_of(kind)
     encoder = Encoder(tokenizer, None)
     documents = [*CORPUS, *(text for text in ODD if text), " two  words"]
-    for text, (ids, labels) in zip(documents, encoder.texts(documents), strict=True):
+    for text, (ids, labels) in zip(documents, texts(encoder, documents), strict=True):
         own = tokenizer(text)["input_ids"]
         assert ids == [*own, tokenizer.eos_token_id]
         assert encoder.plain(text) == own
@@ -446,7 +480,7 @@ def test_the_first_token_stands_once_wherever_the_template_writes_it(kind: str) 
     for template in TEMPLATES.values():
         pieces = rendered(template, HONEST[1])
         written = sum(piece.text.count(BOS) for piece in pieces if piece.control)
-        ids = Encoder(tokenizer, template).conversations([HONEST[1]])[0][0]
+        ids = encoded(Encoder(tokenizer, template), [HONEST[1]])[0][0]
         assert ids.count(tokenizer.bos_token_id) == written
         assert written == {"chatml": 0, "qwen2_5": 0, "smollm2": 0, "zephyr": 0, "phi3": 0, "llama2": 2}.get(
             template.name, 1
@@ -470,7 +504,7 @@ def test_exactly_each_reply_and_its_end_are_trained(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     for template in templates_for(kind):
         for messages in HONEST:
-            ids, labels = Encoder(tokenizer, template).conversations([messages])[0]
+            ids, labels = encoded(Encoder(tokenizer, template), [messages])[0]
             want = trained_by_offsets(tokenizer, rendered(template, messages))
             assert [label != IGNORED for label in labels] == want, template.name
             assert all(label in (id, IGNORED) for id, label in zip(ids, labels, strict=True))
@@ -480,7 +514,7 @@ def test_exactly_each_reply_and_its_end_are_trained(kind: str) -> None:
 def test_the_trained_tokens_are_those_that_transformers_marks(kind: str) -> None:
     tokenizer, talks = tokenizer_of(kind), HONEST + card_talks()[::20]
     for template in templates_for(kind):
-        for messages, (ids, labels) in zip(talks, Encoder(tokenizer, template).conversations(talks), strict=True):
+        for messages, (ids, labels) in zip(talks, encoded(Encoder(tokenizer, template), talks), strict=True):
             out = tokenizer.apply_chat_template(
                 [dataclasses.asdict(message) for message in messages],
                 chat_template=template.jinja(), return_dict=True, return_assistant_tokens_mask=True,
@@ -492,7 +526,7 @@ def test_the_trained_tokens_are_those_that_transformers_marks(kind: str) -> None
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_the_trained_text_is_the_replies_with_what_ends_them(template: Template) -> None:
     tokenizer = tokenizer_of("ignore_merges")
-    _, labels = Encoder(tokenizer, template).conversations([talk("a b", "one</s> two", "c", "three")])[0]
+    _, labels = encoded(Encoder(tokenizer, template), [talk("a b", "one</s> two", "c", "three")])[0]
     learned = [list(group) for kept, group in itertools.groupby(labels, lambda id: id != IGNORED) if kept]
     before, after = template.reply.replace("{eos}", EOS).split("{content}")
     want = [before + reply + after for reply in ("one</s> two", "three")]
@@ -509,7 +543,7 @@ def test_an_end_in_plain_characters_is_trained_and_what_follows_is_not(kind: str
         name="lines", source="-", user="Q: {content}\n", assistant="A:", reply=" {content}" + end,
         after_reply="---\n", stop=(end,),
     )  # fmt: skip
-    _, labels = Encoder(tokenizer, template).conversations([talk("one", "two", "three", "four")])[0]
+    _, labels = encoded(Encoder(tokenizer, template), [talk("one", "two", "three", "four")])[0]
     learned = [list(group) for kept, group in itertools.groupby(labels, lambda id: id != IGNORED) if kept]
     assert [tokenizer.decode(ids) for ids in learned] == [" two" + end, " four" + end]
 
@@ -522,13 +556,13 @@ def test_a_control_token_swallows_what_its_tokenizer_takes_for_white_space(kind:
     for space in spaces:
         pieces = [Piece("<|user|>", control=True), Piece(f"{space}a{space}"), Piece("<|end|>", control=True)]
         want = tokenizer.backend_tokenizer.encode(f"<|user|>{space}a{space}<|end|>", add_special_tokens=False).ids
-        assert Encoder(tokenizer, None).encode([pieces])[0][0] == want, repr(space)
+        assert Encoder(tokenizer, None).encode([pieces])[0].ids == want, repr(space)
 
 
 def test_white_space_that_a_control_token_swallows_moves_no_label() -> None:
     tokenizer = tokenizer_of("Phi-3")
     pieces = [Piece("<|end|>  ", control=True, trained=True), Piece("ab", trained=True), Piece(" cd ef")]
-    ids, labels = Encoder(tokenizer, None).encode([pieces])[0]
+    ((ids, labels),) = pairs(Encoder(tokenizer, None).encode([pieces]))
     assert tokenizer.decode(ids) == "<|end|> ab cd ef"
     assert tokenizer.decode([id for id in labels if id != IGNORED]) == "<|end|> ab"
 
@@ -538,8 +572,8 @@ def test_the_end_is_trained_when_it_also_pads() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     encoder = Encoder(tokenizer, TEMPLATES["plain"])
     pairs = [
-        *encoder.conversations([talk("a", "b"), talk("what is one", "two and three")]),
-        *encoder.texts(["a", "bc"]),
+        *encoded(encoder, [talk("a", "b"), talk("what is one", "two and three")]),
+        *texts(encoder, ["a", "bc"]),
     ]
     assert all(labels[-1] == ids[-1] == tokenizer.eos_token_id for ids, labels in pairs)
     for chosen in (pairs[:2], pairs[2:]):
@@ -559,7 +593,7 @@ def test_the_weight_of_an_example_counts_predictions() -> None:
 def test_the_tokenizer_is_left_as_it_was() -> None:
     tokenizer = byte_level()
     before = tokenizer.backend_tokenizer.to_str()
-    Encoder(tokenizer, TEMPLATES["chatml"]).conversations(HONEST)
+    encoded(Encoder(tokenizer, TEMPLATES["chatml"]), HONEST)
     assert tokenizer.backend_tokenizer.to_str() == before
     assert not tokenizer.backend_tokenizer.encode_special_tokens
 
@@ -567,28 +601,28 @@ def test_the_tokenizer_is_left_as_it_was() -> None:
 def test_a_tokenizer_that_cuts_or_pads_does_not_cut_or_pad_here() -> None:
     tokenizer = byte_level()
     encoder = Encoder(tokenizer, TEMPLATES["chatml"])
-    before = encoder.conversations(HONEST[:1])
+    before = encoded(encoder, HONEST[:1])
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=99)
-    assert encoder.conversations(HONEST[:1]) == before
+    assert encoded(encoder, HONEST[:1]) == before
     spec = tokenizer.backend_tokenizer.to_str()
     cut = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(spec), bos_token=BOS, eos_token=EOS)
-    assert Encoder(cut, TEMPLATES["chatml"]).conversations(HONEST[:1]) == before
+    assert encoded(Encoder(cut, TEMPLATES["chatml"]), HONEST[:1]) == before
 
 
 def test_many_conversations_have_the_ids_that_each_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     encoder = Encoder(tokenizer_of("sentencepiece, Prepend"), TEMPLATES["vicuna"])
     talks = [hostile_talk(rng) for _ in range(50)]
-    alone = [encoder.conversations([messages])[0] for messages in talks]
+    alone = [encoded(encoder, [messages])[0] for messages in talks]
     monkeypatch.setattr(lmf.encode, "CHUNK", 7)
-    assert encoder.conversations(iter(talks)) == alone
+    assert encoded(encoder, iter(talks)) == alone
 
 
 def test_pieces_of_any_kind_can_be_encoded() -> None:
     tokenizer = tokenizer_of("byte-level")
     pieces = [Piece("Label: "), Piece("good", trained=True), Piece(EOS, control=True, trained=True), Piece(" " + EOS)]
-    ids, labels = Encoder(tokenizer, None).encode([pieces])[0]
+    ((ids, labels),) = pairs(Encoder(tokenizer, None).encode([pieces]))
     assert tokenizer.decode(ids) == "Label: good</s> </s>"
     assert tokenizer.decode([id for id in labels if id != IGNORED]) == "good</s>"
     assert ids.count(tokenizer.eos_token_id) == 1
@@ -607,7 +641,7 @@ def test_a_template_that_needs_an_end_token_is_refused_without_one() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
     with pytest.raises(LmfError, match="'plain' ends replies with the tokenizer's end-of-text token"):
         Encoder(tokenizer, TEMPLATES["plain"])
-    ids, labels = Encoder(tokenizer, None).texts(["hello"])[0]  # a document just ends
+    ids, labels = texts(Encoder(tokenizer, None), ["hello"])[0]  # a document just ends
     assert tokenizer.decode(ids) == "hello"
     assert labels == ids == Encoder(tokenizer, None).plain("hello")
 
@@ -629,14 +663,14 @@ def test_the_real_tokenizer_keeps_both_promises_and_the_ids_of_transformers() ->
     template = TEMPLATES["smollm2"]
     encoder = Encoder(tokenizer, template)
     talks = HONEST + card_talks()
-    for messages, (ids, _) in zip(talks, encoder.conversations(talks), strict=True):
+    for messages, (ids, _) in zip(talks, encoded(encoder, talks), strict=True):
         assert ids == by_transformers(tokenizer, template, messages)
     rng = random.Random(0)
     names = [token.content for token in tokenizer.added_tokens_decoder.values()]
     for _ in range(1000):
         contents = ["".join(rng.choice([*names, hostile(rng)]) for _ in range(3)) for _ in range(2)]
         messages = talk(*contents)
-        ids = encoder.conversations([messages])[0][0]
+        ids = encoded(encoder, [messages])[0][0]
         assert tokenizer.decode(ids) == "".join(piece.text for piece in template.render(messages))
         assert sum(id in encoder.control_ids for id in ids) == 6
         prompt = encoder.prompt(messages[:1])

@@ -20,9 +20,12 @@ def generate(plugins: Plugins) -> Callable[..., None]:
         prompt: Annotated[str, typer.Argument(help="What to say to it.")],
         max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.")] = 256,
         temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")] = 0.0,
-        template: Annotated[str | None, typer.Option(help="Another template than the model's own.")] = None,
+        template: Annotated[
+            str, typer.Option(help="A template by name, or a Jinja file; auto is the model's own.")
+        ] = "auto",
     ) -> None:
         """Print a model's reply to one message."""
+        from lmf.choose import named_template
         from lmf.runs import RUN_FILE
         from lmf.sources import find_model
 
@@ -30,8 +33,7 @@ def generate(plugins: Plugins) -> Callable[..., None]:
             raise ConfigError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1.")
         if not 0 <= temperature <= 10:
             raise ConfigError(f"--temperature is {temperature}; it must be from 0 to 10.")
-        if template:
-            plugins.templates[template]
+        named_template(template, plugins)
         if not (Path(model) / RUN_FILE).exists():
             find_model(model, plugins)
         from lmf.generate import open_model, reply  # torch is imported here, after what is misspelt was found

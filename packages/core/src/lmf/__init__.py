@@ -4,6 +4,7 @@ from .config import option
 from .conversation import Conversation, Message, Preference, Ranking, Record, ToolCall, Unpaired
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
 from .hookspecs import hookimpl
+from .jinja import JinjaTemplate
 from .plugins import API_VERSION, Plugins
 from .settings import RunSettings
 from .specs import (
@@ -34,6 +35,7 @@ __all__ = [
     "DataFormat",
     "DataSet",
     "EvalTask",
+    "JinjaTemplate",
     "Kernel",
     "LmfError",
     "Message",

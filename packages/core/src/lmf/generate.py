@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from . import packing
+from .choose import AUTO, named_template, own_template, settled, with_reasoning
 from .config import make
+from .conversation import Message
 from .encode import Encoder
 from .errors import LmfError
-from .models import load_model, load_tokenizer, match_template
+from .jinja import AnyTemplate, JinjaTemplate
+from .models import load_model, load_tokenizer
 from .plugins import Plugins
 from .runs import RUN_FILE, read_run
 from .sources import Source, family, find_model
-from .template import Message, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,34 +40,43 @@ class Chatter:
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    template: Template | None
+    template: AnyTemplate | None
     encoder: Encoder
 
 
-def open_model(name: str, plugins: Plugins, template: str | None = None) -> Chatter:
+def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
     """Load a base model, or what a run of lmf gave out, with the template it was trained with.
 
     Args:
         name: An output folder of a run, or anything that ``--model`` takes.
         plugins: What is installed.
-        template: The name of another template.
+        template: Another template than the model's own: a name or a Jinja file.
 
     Raises:
         LmfError: There is no such model, or a plugin that its run used is missing.
     """
     folder = Path(name)
-    named = plugins.templates[template] if template else None
     if (folder / RUN_FILE).exists():
         record = read_run(folder)
         if record["status"] != "finished":
             raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
-        chosen = named or (plugins.templates[record["template"]] if record["template"] else None)
         model, tokenizer = _open_run(folder, record, plugins)
-        return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
-    source = find_model(name, plugins)
-    tokenizer = load_tokenizer(source)
-    chosen = named or (plugins.templates[source.template] if source.template else match_template(tokenizer, plugins))
-    return Chatter(load_model(source).eval(), tokenizer, chosen, Encoder(tokenizer, chosen))
+        usual, reasoning = record["template"], record["settings"]["reasoning"]
+    else:
+        source = find_model(name, plugins)
+        model, tokenizer = load_model(source).eval(), load_tokenizer(source)
+        usual, reasoning = source.template or AUTO, "strip"
+    chosen = _template(template if template != AUTO else usual, tokenizer, plugins)
+    chosen = with_reasoning(chosen, reasoning) if chosen else None
+    return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
+
+
+def _template(name: str | None, tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> AnyTemplate | None:
+    """Return a template by name, or the tokenizer's own; None for a model of plain text."""
+    if name is None:
+        return None
+    template = named_template(name, plugins) or own_template(tokenizer)
+    return settled(template, tokenizer) if isinstance(template, JinjaTemplate) and not template.stop else template
 
 
 def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from .jinja import AnyTemplate
 from .specs import (
     Command,
     DataFormat,
@@ -25,7 +26,6 @@ from .specs import (
     Optimizer,
     TuningMethod,
 )
-from .template import Template
 
 hookspec = pluggy.HookspecMarker("lmf")
 hookimpl = pluggy.HookimplMarker("lmf")
@@ -37,7 +37,7 @@ def lmf_models() -> Iterable[ModelSpec]:
 
 
 @hookspec
-def lmf_templates() -> Iterable[Template]:
+def lmf_templates() -> Iterable[AnyTemplate]:
     """Conversation templates: each becomes a choice of ``--template``."""
 
 

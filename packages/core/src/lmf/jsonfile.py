@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError, did_you_mean
-from .textfile import BLANK, Report, lines, whole
+from .textfile import BLANK, Piped, Report, lines, whole
 
 # The types of LMFlow's files that can be read, and what each of their instances holds.
-INSTANCES = {"text_only": ("text",), "text2text": ("input", "output"), "conversation": ("messages",)}
+INSTANCES = {
+    "text_only": ("text",),
+    "text2text": ("input", "output"),
+    "conversation": ("messages",),
+    "paired_conversation": ("chosen", "rejected"),
+    "paired_text_to_text": ("prompt", "chosen", "rejected"),
+    "text_to_textlist": ("input", "output"),
+    "text_to_scored_textlist": ("input", "output"),
+}
+_UNREADABLE = {  # those that cannot, and why
+    "float_only": "it holds bare numbers, and no objective learns from those.",
+    "image_text": "it holds images, and lmf learns from text only.",
+}
 
 
-def read_lines(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A value in a table that JSON cannot hold, such as a date. It may stand where nobody looks at it."""
+
+    type: str
+
+
+def read_lines(path: Path, report: Report, piped: Piped | None = None) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of a JSON Lines file.
 
     Args:
-        path: The file.
+        path: The file, or what to call the stream.
         report: Is told each line that cannot be used, and why.
+        piped: What to read instead of a file.
 
     Raises:
         DataError: The whole file is something else.
     """
     decoder = _Decoder()
-    for count, (line, text) in enumerate(lines(path, report)):
+    for count, (line, ended) in enumerate(lines(path, report, piped)):
+        text = ended.rstrip(BLANK)
         if count == 0:
-            _check_first_line(path, text.strip(BLANK))
+            _check_first_line(path, text.lstrip(BLANK))
         try:
             value, end, fault = decoder.decode(text, len(text) - len(text.lstrip(BLANK)))
-            if text[end:].strip(BLANK):
+            if text[end:]:
                 raise _Malformed(end, "more follows the record; each record stands on a line of its own")
         except _Malformed as error:
             report(line, error.explain(text))
@@ -62,6 +85,29 @@ def read_json(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}:{line}: {error.explain(scanner.text)}") from None
 
 
+def parse(text: str) -> Any:
+    """Return the value of one JSON text.
+
+    Raises:
+        DataError: It is not JSON, or means nothing certain.
+    """
+    text = text.strip(BLANK)
+    try:
+        value, end, fault = _Decoder().decode(text, 0)
+        if text[end:]:
+            raise _Malformed(end, "more follows the value")
+    except _Malformed as error:
+        raise DataError(error.explain(text)) from None
+    if fault:
+        raise DataError(f"not valid JSON: {fault}")
+    return value
+
+
+def unusable(value: Any) -> str:
+    """Return why a value from elsewhere could not have come from a JSON file, or ""."""
+    return next(filter(None, map(_unusable, _leaves(value))), "")
+
+
 def noun(value: Any) -> str:
     """Return what to call a JSON value in a sentence, cut to a line."""
     match value:
@@ -75,6 +121,8 @@ def noun(value: Any) -> str:
             return f"the text {reprlib.repr(value)}"
         case list():
             return "a list"
+        case Foreign(kind):
+            return f"a value of the type {kind}"
     return "an object"
 
 
@@ -151,11 +199,9 @@ class _Scanner:
     def _instances(self, kind: Any, instances: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         keys = INSTANCES.get(str(kind))
         if keys is None:
-            hint = did_you_mean(str(kind), INSTANCES)
-            known = ", ".join(INSTANCES)
-            raise DataError(
-                f"{self.path}: LMFlow's data type {reprlib.repr(kind)} is not supported; supported are {known}.{hint}"
-            )
+            known = f"supported are {', '.join(INSTANCES)}.{did_you_mean(str(kind), INSTANCES)}"
+            why = _UNREADABLE.get(str(kind), known)
+            raise DataError(f"{self.path}: LMFlow's data type {reprlib.repr(kind)} is not supported; {why}")
         for line, value in instances:
             missing = [key for key in keys if not isinstance(value, dict) or key not in value]
             if missing:
@@ -202,7 +248,9 @@ class _Decoder:
     """Decodes JSON and minds what the ``json`` module lets pass."""
 
     def __init__(self) -> None:
-        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._json = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_float=self._float, parse_constant=self._constant
+        )
         self._faults: list[str] = []
 
     def decode(self, text: str, start: int) -> tuple[Any, int, str]:
@@ -215,13 +263,14 @@ class _Decoder:
         try:
             value, end = self._json.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            raise _Malformed(error.pos, error.msg) from None
+            cut = error.msg.startswith("Unterminated string") or _CUT.fullmatch(text, error.pos)
+            raise _Malformed(len(text) if cut else error.pos, error.msg.removesuffix(" starting at")) from None
         except RecursionError:
             raise _Malformed(start, "the value is nested too deeply") from None
         except ValueError:  # Python converts no more than 4300 digits
             raise _Malformed(start, "a number in the value has too many digits") from None
         if _ESCAPES.search(text, start, end):
-            self._faults += map(_unusable, _strings(value))
+            self._faults += map(_unusable, _leaves(value))
         return value, end, next(filter(None, self._faults), "")
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,6 +279,12 @@ class _Decoder:
             counts = Counter(key for key, _ in pairs)
             self._faults.append(_twice(max(counts, key=counts.__getitem__)))
         return value
+
+    def _float(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            self._faults.append(f"the number {reprlib.repr(digits)[1:-1]} is too large.")
+        return number
 
     def _constant(self, name: str) -> None:
         self._faults.append(f"{name} is not JSON; write null or a number.")
@@ -248,7 +303,7 @@ class _Malformed(Exception):
         found = text[self.position : self.position + 1]
         if cause.startswith("Invalid control character"):
             cause = f"a string holds the raw control character {found!r}; write it as an escape"
-        elif cause.startswith("Unterminated string") or not text[self.position :].strip(BLANK):
+        elif not text[self.position :].strip(BLANK):
             cause = f"it ends in the middle of a value ({cause})"
         elif found == "\ufeff":
             cause = "a byte order mark stands inside the file; remove it"
@@ -262,12 +317,12 @@ def _twice(key: str) -> str:
     return f"the key {reprlib.repr(key)} stands twice in one object; keep one of them."
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in a value, keys too."""
+def _leaves(value: Any) -> Iterator[str | float]:
+    """Yield every string and every fraction in a value, keys too."""
     rest = [value]
     while rest:
         item = rest.pop()
-        if isinstance(item, str):
+        if isinstance(item, str | float):
             yield item
         elif isinstance(item, list):
             rest += item
@@ -275,14 +330,18 @@ def _strings(value: Any) -> Iterator[str]:
             rest += [*item, *item.values()]
 
 
-def _unusable(text: str) -> str:
-    if "\0" in text:
+def _unusable(leaf: str | float) -> str:
+    if isinstance(leaf, float):
+        return "" if math.isfinite(leaf) else f"{leaf} is not a number that JSON has; write null or a number."
+    if "\0" in leaf:
         return r"a string holds the character NUL (\u0000); remove it."
-    half = _HALF.search(text)
+    half = _HALF.search(leaf)
     return f"a string holds \\u{ord(half[0]):04x}, half of a surrogate pair; it is no character." if half else ""
 
 
 _MARK = re.compile(f"[^{BLANK}]")
 _ESCAPES = re.compile(r"\\u(0000|[dD][89a-fA-F])")  # what can put NUL or half a pair into a string
+# what is left over where the text ends within a literal, a number or an escape
+_CUT = re.compile(r"-|tr?u?|fa?l?s?|nu?l?|\.|[eE][-+]?|\\?u[0-9a-fA-F]{0,4}")
 _HALF = re.compile("[\ud800-\udfff]")
 _WEB_PAGE = "{} starts with '<': it is a web page (HTML or XML), not JSON; fetch the data themselves."

@@ -11,16 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .errors import DataError, LmfError
+from .errors import LmfError
 from .sources import Source, shards
-from .template import Message, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from .plugins import Plugins
-
-PROBE = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
 
 
 def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -151,52 +146,6 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise LmfError(f"{file} cannot be read: {error}.") from None
-
-
-def match_template(tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> Template | None:
-    """Return the installed template that renders what the tokenizer's own chat template does, or None.
-
-    What must agree is the prompt of a reply, with a history, with and without a system message.
-
-    Raises:
-        LmfError: The tokenizer has a chat template, and it fails or no installed one renders the same.
-    """
-    if not tokenizer.chat_template:
-        return None
-    talks = [PROBE, [Message("system", "zero"), *PROBE]]
-    refusals: list[Exception] = []
-
-    def own(talk: Sequence[Message]) -> str | None:
-        messages = [{"role": m.role, "content": m.content} for m in talk]
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # perhaps it has no place for a system message
-            refusals.append(error)
-            return None
-
-    def ours(template: Template, talk: Sequence[Message]) -> str | None:
-        try:
-            pieces = template.render(
-                talk, reply=True, bos=str(tokenizer.bos_token or ""), eos=str(tokenizer.eos_token or "")
-            )
-        except DataError:
-            return None
-        return "".join(piece.text for piece in pieces)
-
-    wanted = [own(talk) for talk in talks]
-    if len(refusals) == len(talks):
-        raise LmfError(
-            f"The model's own chat template fails: {' '.join(str(refusals[0]).split())[:500]}.\n"
-            f"Choose a template with --template: {', '.join(plugins.templates)}."
-        )
-    for _, template in plugins.templates.all():
-        if all(w in (None, ours(template, talk)) for w, talk in zip(wanted, talks, strict=True)):
-            return template
-    raise LmfError(
-        "No installed template renders what the model's own chat template does, so training on another "
-        "would change how the model must be prompted.\n"
-        f"Choose one yourself with --template: {', '.join(plugins.templates)}."
-    )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import inspect
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class Batch:
         inputs: Arguments of the model; ``input_ids`` is (1, N) when packed, else (B, L).
         index: Positions whose prediction counts, in the flattened input; (K,).
         targets: The ids to predict there; (K,).
-        weight: What the loss of this batch counts for: K for next-token prediction.
+        weights: How much each prediction counts; (K,), or None where each counts 1.
+        weight: What the loss of this batch counts for: the sum of the weights.
         tokens: Number of tokens, without padding.
         where: The records it comes from.
     """
@@ -43,6 +44,7 @@ class Batch:
     inputs: dict[str, Any]
     index: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor | None
     weight: float
     tokens: int
     where: tuple[str, ...]
@@ -50,7 +52,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
         inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()}
-        return Batch(inputs, self.index.to(device), self.targets.to(device), self.weight, self.tokens, self.where)
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(
+            self, inputs=inputs, index=self.index.to(device), targets=self.targets.to(device), weights=weights
+        )
 
 
 def packable(model: nn.Module) -> bool:
@@ -76,7 +81,7 @@ def pack(examples: Sequence[Example]) -> Batch:
     # numbers, not a tensor: each layer reads them, and a read from a GPU would wait for it
     bounds = tuple(itertools.accumulate(lengths, initial=0))
     inputs = {"input_ids": ids, "position_ids": positions, "bounds": bounds, "use_cache": False}
-    return Batch(inputs, index - 1, labels[index], len(index), sum(lengths), tuple(e.where for e in examples))
+    return _batch(examples, inputs, labels, index)
 
 
 def pad(examples: Sequence[Example]) -> Batch:
@@ -90,12 +95,32 @@ def pad(examples: Sequence[Example]) -> Batch:
     ).flatten()
     index = (labels != IGNORED).nonzero().squeeze(1)
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    tokens = sum(len(e.ids) for e in examples)
-    return Batch(inputs, index - 1, labels[index], len(index), tokens, tuple(e.where for e in examples))
+    return _batch(examples, inputs, labels, index)
+
+
+def _batch(examples: Sequence[Example], inputs: dict[str, Any], labels: torch.Tensor, index: torch.Tensor) -> Batch:
+    weights = None
+    if any(e.weights for e in examples):
+        counted = [
+            weight
+            for e in examples
+            for label, weight in zip(e.labels[1:], (e.weights or [1.0] * len(e.ids))[1:], strict=True)
+            if label != IGNORED
+        ]
+        weights = torch.tensor(counted)
+    return Batch(
+        inputs=inputs,
+        index=index - 1,
+        targets=labels[index],
+        weights=weights,
+        weight=sum(e.weight for e in examples),
+        tokens=sum(len(e.ids) for e in examples),
+        where=tuple(e.where for e in examples),
+    )
 
 
 def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the summed negative log-likelihood of the targets in nats, a scalar.
+    """Return the weighted sum of the negative log-likelihood of the targets in nats, a scalar.
 
     In a packed batch, logits are computed only where a prediction counts.
     """
@@ -103,7 +128,9 @@ def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         logits = model(**batch.inputs, logits_to_keep=batch.index).logits[0]  # (K, V)
     else:
         logits = model(**batch.inputs).logits.flatten(0, 1)[batch.index]
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+    if batch.weights is None:
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+    return (F.cross_entropy(logits.float(), batch.targets, reduction="none") * batch.weights).sum()
 
 
 def micro_batches(examples: Sequence[Example], tokens: int, packed: bool) -> list[list[Example]]:

@@ -15,15 +15,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from .choose import named_template
 from .config import flag
 from .data import Data, read
 from .errors import ConfigError, LmfError, did_you_mean
+from .jinja import AnyTemplate
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
-from .template import Template
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -41,7 +42,7 @@ class Plan:
         method_options: The method's own settings.
         origins: For each setting, where its value came from: ``default``, ``flag`` or a file.
         model: Where the base model is.
-        template: The template that was asked for, or the checkpoint's; None to find it by the tokenizer.
+        template: The template that was asked for, or the checkpoint's; None for the tokenizer's own.
         kernel: The attention kernel that was asked for.
         optimizer: The optimizer.
         data: The training records.
@@ -56,7 +57,7 @@ class Plan:
     method_options: Any
     origins: Mapping[str, str]
     model: Source
-    template: Template | None
+    template: AnyTemplate | None
     kernel: Kernel | None
     optimizer: Optimizer
     data: Data
@@ -98,7 +99,7 @@ def make_plan(
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=way.learning_rate)
         origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}
-    template = plugins.templates[settings.template] if settings.template else None
+    template = named_template(settings.template, plugins)
     optimizer = plugins.optimizers[settings.optimizer]
     kernel = plugins.kernels[settings.attention] if settings.attention else None
     if kernel and (reason := kernel.why_not()):

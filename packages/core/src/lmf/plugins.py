@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args
 
 import pluggy
 
 from . import hookspecs
 from .errors import PluginError, UnknownName, did_you_mean
+from .jinja import AnyTemplate
 from .specs import (
     Command,
     DataFormat,
@@ -30,7 +32,6 @@ from .specs import (
     Optimizer,
     TuningMethod,
 )
-from .template import Template
 
 API_VERSION = 1
 GROUP = f"lmf.v{API_VERSION}"
@@ -44,7 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
     A name that two packages define belongs to neither; ``package:name`` always works.
     """
 
-    def __init__(self, kind: str, spec: type[T]):
+    def __init__(self, kind: str, spec: type[T] | UnionType):
         self.kind = kind
         self.hints: list[str] = []
         self._spec = spec
@@ -97,7 +98,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def check(self, item: Any, package: str) -> None:
         """Raise PluginError if ``item`` cannot be added."""
         if not isinstance(item, self._spec):
-            raise PluginError(f"returned {_short(item)} where a {self._spec.__name__} was expected")
+            kinds: tuple[Any, ...] = get_args(self._spec) or (self._spec,)
+            names = " or ".join(each.__name__ for each in kinds)
+            raise PluginError(f"returned {_short(item)} where a {names} was expected")
         if not (isinstance(item.name, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", item.name)):
             raise PluginError(f"the {self.kind} name {item.name!r} must be lower-case letters, digits, '.', '_' or '-'")
         if package in self._items.get(item.name, {}):
@@ -145,7 +148,7 @@ class Plugins:
 
     def __init__(self, only: Iterable[str] | None = None):
         self.models = Registry("model family", ModelSpec)
-        self.templates = Registry("template", Template)
+        self.templates = Registry("template", AnyTemplate)
         self.objectives = Registry("objective", Objective)
         self.methods = Registry("tuning method", TuningMethod)
         self.optimizers = Registry("optimizer", Optimizer)

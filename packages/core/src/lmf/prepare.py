@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from . import packing
+from .choose import AUTO, own_template, settled, with_reasoning
 from .encode import Encoder, Example
 from .errors import ConfigError, DataError
-from .models import load_config, load_model, load_tokenizer, match_template
+from .jinja import AnyTemplate, JinjaTemplate
+from .models import load_config, load_model, load_tokenizer
 from .plan import Plan
 from .report import Reporter
 from .settings import RunSettings
 from .sources import family
 from .specs import Criterion, ModelSpec, Tuner
-from .template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ class Material:
     Attributes:
         tokenizer: The tokenizer, with the template's tokens and chat template.
         template: The template; None where plain text is learned.
+        template_name: What finds it again: ``package:name``, or ``auto`` where the tokenizer holds it.
         encoder: Encodes with both.
         criterion: The objective at work.
         train: The training examples.
@@ -40,7 +42,8 @@ class Material:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    template: Template | None
+    template: AnyTemplate | None
+    template_name: str | None
     encoder: Encoder
     criterion: Criterion
     train: list[Example]
@@ -77,9 +80,9 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
     """
     settings = plan.settings
     tokenizer = load_tokenizer(plan.model, settings.trust_remote_code)
-    template, added = None, ()
-    if plan.objective.data == "conversation":
-        template, added = _settle_template(plan, tokenizer, report)
+    template, name, added = None, None, ()
+    if plan.objective.data != "text":
+        template, name, added = _settle_template(plan, tokenizer, report)
     encoder = Encoder(tokenizer, template, settings.max_tokens)
     criterion = plan.objective.build(plan.objective_options)
     examples = fit(criterion.encode(plan.data.records, encoder), settings, "training", report)
@@ -92,6 +95,7 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
     return Material(
         tokenizer=tokenizer,
         template=template,
+        template_name=name,
         encoder=encoder,
         criterion=criterion,
         train=examples,
@@ -244,26 +248,32 @@ def unlearned(model: Any, material: Material) -> list[int]:
 
 def _settle_template(
     plan: Plan, tokenizer: PreTrainedTokenizerBase, report: Reporter
-) -> tuple[Template, tuple[int, ...]]:
-    """Choose the template, and give the tokenizer the tokens and the chat template it lacks."""
-    template = plan.template
+) -> tuple[AnyTemplate, str, tuple[int, ...]]:
+    """Choose the template, and give the tokenizer the tokens and the chat template it lacks.
+
+    Returns:
+        The template, what finds it again, and the ids of the tokens that were lacking.
+    """
+    template = plan.template or own_template(tokenizer)
     if template is None:
-        template = match_template(tokenizer, plan.plugins)
-        why = "it renders what the model's own chat template does"
-        if template is None:
-            config = load_config(plan.model, plan.settings.trust_remote_code)
-            spec = family(config.model_type, plan.plugins)
-            template, why = plan.plugins.templates[spec.template], f"the model brings none; the default of {spec.name}"
-        report.note(f"template {template.name}: {why}")
-        own = tokenizer.chat_template
-    else:
-        own = None
+        config = load_config(plan.model, plan.settings.trust_remote_code)
+        spec = family(config.model_type, plan.plugins)
+        template = plan.plugins.templates[spec.template]
+        report.note(f"template {template.name}: the model brings none; the default of {spec.name}")
+    elif template.name == AUTO:
+        report.note(f"template auto: the model's own; a reply ends with {' or '.join(template.stop)}")
+    if isinstance(template, JinjaTemplate) and not template.stop:
+        template = settled(template, tokenizer)
     missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         report.note(f"the tokenizer gets the template's tokens {', '.join(missing)}")
-    tokenizer.chat_template = own or template.jinja()
-    return template, tuple(tokenizer.get_vocab()[token] for token in missing)
+    if template.name != AUTO:
+        tokenizer.chat_template = template.jinja()
+    registered = plan.plugins.templates
+    name = registered.qualified(template) if template in [each for _, each in registered.all()] else AUTO
+    added = tuple(tokenizer.get_vocab()[token] for token in missing)
+    return with_reasoning(template, plan.settings.reasoning), name, added
 
 
 def _set_stops(model: Any, material: Material) -> None:

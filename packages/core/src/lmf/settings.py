@@ -21,7 +21,10 @@ class RunSettings:
     overwrite: bool = option(False, "Replace an earlier run in the output folder.")
     resume: bool = option(False, "Continue the interrupted run in the output folder.")
 
-    template: str | None = option(None, "Conversation template; the model's own where it is known.")
+    template: str = option("auto", "Conversation template: a name, a Jinja file, or auto, the model's own.")
+    reasoning: Literal["strip", "keep", "disable"] = option(
+        "strip", "Reasoning of earlier turns: as the template does it, kept, or no reasoning at all."
+    )
     max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
     too_long: Literal["error", "skip", "cut"] = option("error", "What to do with longer conversations.")
 

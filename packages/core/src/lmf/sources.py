@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cache import cache_folder as cache_folder
 from .errors import ConfigError, LmfError, PluginError, UnknownName, did_you_mean
 from .plugins import Plugins
 from .specs import Checkpoint, ModelSpec
@@ -39,13 +40,6 @@ class Source:
     def folder(self) -> Path | None:
         """The local folder, or None for a hub id."""
         return Path(self.path) if Path(self.path).is_dir() else None
-
-
-def cache_folder() -> Path:
-    """Return the folder for what is made once and kept: ``LMF_CACHE``, or ``lmf`` in the user's cache."""
-    if own := os.environ.get("LMF_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmf"
 
 
 def find_model(name: str, plugins: Plugins, allow_pickle: bool = False) -> Source:

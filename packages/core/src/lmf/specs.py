@@ -6,8 +6,9 @@ callables in them may; they run only when the thing they build is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -227,20 +228,64 @@ class DataFormat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A file that a data set is downloaded from.
+
+    Attributes:
+        url: Its address: https, or file.
+        path: Its name in the data set's folder. Of an archive, the files come into a folder of this
+            name without its suffix.
+        sha256: The SHA-256 that it must have, in hexadecimal; None where nobody published one.
+        bytes: The length that it must have; None where it is not known.
+        members: Globs of the files to take out of an archive; empty for a file that is none.
+    """
+
+    url: str
+    path: str
+    sha256: str | None = None
+    bytes: int | None = None
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.path):
+            raise PluginError(f"the path {self.path!r} of {self.url} must be a plain file name")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise PluginError(f"the sha256 {self.sha256!r} of {self.url} must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Data that have a name.
+    """Data that have a name: files that are there, files to download, or the reason why there are none.
 
     Attributes:
         name: What to write after ``--data``.
-        summary: One line for ``lmf plugins``.
-        source: Where the data come from, and their licence.
+        summary: One line for ``lmf data list``.
+        source: Where the data come from.
+        licence: Under what terms; "unknown" where nobody says.
+        size: What there is to download or to read, in bytes; None where it is not known.
+        format: The data format of its records; "" where it has none that lmf reads.
+        columns: Keys of its records, and the keys that its format has for them.
+        homepage: The page that tells of it.
         files: Returns the files.
+        remote: What to download. Nothing is ever downloaded by a run.
+        unavailable: Why it can neither be read nor downloaded.
     """
 
     name: str
     summary: str
     source: str
-    files: Callable[[], Sequence[Path]]
+    licence: str = "unknown"
+    size: int | None = None
+    format: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    homepage: str = ""
+    files: Callable[[], Sequence[Path]] | None = None
+    remote: tuple[Remote, ...] = ()
+    unavailable: str = ""
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.files, self.remote, self.unavailable))) != 1:
+            raise PluginError(f"the data set {self.name!r} must have one of files, remote and unavailable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .conversation import Message
+from .conversation import Conversation, Message
 from .errors import DataError, PluginError
 
 
@@ -23,12 +24,14 @@ class Piece:
         text: The text itself.
         control: True for text the template wrote. Only control text may contain special
             tokens; other text that spells one is encoded as plain characters.
-        trained: True if the loss counts these tokens.
+        trained: True for what the assistant generates.
+        weight: How much the loss counts that.
     """
 
     text: str
     control: bool = False
     trained: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,34 +88,48 @@ class Template:
         if not self.stop or not self.reply.endswith(self.stop[0]):
             raise PluginError(f"template {self.name!r}: reply must end with the first of stop, so that it is learned")
 
-    def render(self, messages: Sequence[Message], *, reply: bool = False, bos: str = "", eos: str = "") -> list[Piece]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        reply: bool = False,
+        bos: str = "",
+        eos: str = "",
+    ) -> list[Piece]:
         """Render messages as pieces of text, in order.
 
         Args:
             messages: The conversation; roles are assumed to be in order.
+            tools: The tools that the assistant may call; there is no place for any.
             reply: End where the assistant starts to speak.
             bos: The tokenizer's token for the beginning of a text, or "".
             eos: The tokenizer's token for its end, or "".
 
         Raises:
-            DataError: The template has no format for a message's role.
+            DataError: The template has no place for a message, or for something in it.
         """
         messages = list(messages)
+        if tools:
+            raise DataError(f"the template {self.name!r} has no place for tools.")
         if self.default_system is not None and (not messages or messages[0].role != "system"):
             messages.insert(0, Message("system", self.default_system))
         pieces: list[Piece] = []
 
-        def write(form: str, content: str = "", trained: bool = False) -> None:
+        def write(form: str, content: str = "", trained: bool = False, weight: float = 1.0) -> None:
             form = form.replace("{bos}", bos).replace("{eos}", eos)
             before, found, after = form.partition("{content}")
-            pieces.append(Piece(before, control=True, trained=trained))
+            pieces.append(Piece(before, control=True, trained=trained, weight=weight))
             if found:
-                pieces.append(Piece(content, trained=trained))
-                pieces.append(Piece(after, control=True, trained=trained))
+                pieces.append(Piece(content, trained=trained, weight=weight))
+                pieces.append(Piece(after, control=True, trained=trained, weight=weight))
 
         write(self.start)
         pending = None  # a system text that waits for the next user message
         for message in messages:
+            if message.reasoning or message.calls:
+                what = "tool calls" if message.calls else "reasoning apart from the content"
+                raise DataError(f"the template {self.name!r} has no place for {what}.")
             content = message.content.strip() if self.strip else message.content
             if message.role == "system" and self.system is not None and pending is None:
                 if self.system_in_user:
@@ -129,7 +146,7 @@ class Template:
                 write(self.user, content)
             elif message.role == "assistant":
                 write(self.assistant)
-                write(self.reply, content, trained=True)
+                write(self.reply, content, trained=True, weight=message.weight)
                 write(self.after_reply)
             elif message.role == "tool" and self.tool is not None:
                 write(self.tool, content)
@@ -140,6 +157,14 @@ class Template:
         if reply:
             write(self.assistant)
         return [piece for piece in pieces if piece.text]
+
+    def examples(self, conversation: Conversation, *, bos: str = "", eos: str = "") -> list[list[Piece]]:
+        """Render what is to be learned from a conversation: here always all of it at once.
+
+        Raises:
+            DataError: The template has no place for a message, or for something in it.
+        """
+        return [self.render(conversation.messages, tools=conversation.tools, bos=bos, eos=eos)]
 
     def stops(self, eos: str = "") -> tuple[str, ...]:
         """Return the strings that end a reply, with the tokenizer's own token filled in."""

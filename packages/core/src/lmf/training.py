@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -139,7 +140,7 @@ class _Run:
                 **entry,
                 "learning_rate": self.rate * factor,
                 "tokens": tokens,
-                "trained_tokens": sum(e.weight for e in chunk),
+                "trained_tokens": sum(e.trained for e in chunk),
                 "tokens_per_second": round(tokens / (time.perf_counter() - start), 1),
                 "memory_bytes": peak_memory(self.device),
             }
@@ -273,7 +274,7 @@ class _Run:
             ConfigError: The same settings mean something else now.
         """
         now = self._describe()
-        for key in ("family", "template", "optimizer", "new_tokens"):
+        for key in ("family", "template", "template_sha256", "optimizer", "new_tokens"):
             if now[key] != then.get(key):
                 raise ConfigError(
                     f"--resume: the run in {self.output} began with something else:\n"
@@ -360,7 +361,8 @@ class _Run:
         return {
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
             "family": plan.plugins.models.qualified(self.learner.spec),
-            "template": plan.plugins.templates.qualified(self.material.template) if self.material.template else None,
+            "template": self.material.template_name,
+            "template_sha256": _sha256(self.material.template.jinja()) if self.material.template else None,
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
             "new_tokens": list(self.learner.new_tokens),
             "data": [dataclasses.asdict(source) for source in plan.data.sources],
@@ -448,6 +450,10 @@ def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
     """Write the tokenizer with its chat template, and the generation config with its stop ids."""
     material.tokenizer.save_pretrained(folder)
     _base(learner.model).generation_config.save_pretrained(folder)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _base(model: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from lmf import Conversation, Criterion, Objective, Record, hookimpl
+from lmf import Criterion, Objective, Record, hookimpl, option
 
 if TYPE_CHECKING:
     from lmf.encode import Encoder, Example
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions:
-    """Supervised fine-tuning has no settings of its own yet."""
+    """What of a conversation is learned."""
+
+    loss_on: Literal["assistant", "last", "all"] = option(
+        "assistant", "What is learned: the assistant's replies, the last of them, or every token."
+    )
+    train_end: bool = option(True, "Learn the token that ends a reply; without it the model never stops.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +30,11 @@ class PretrainOptions:
 class Supervised(Criterion):
     """Learns the assistant's replies and where they end."""
 
-    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
-        from lmf.encode import Example
+    def __init__(self, options: TrainOptions):
+        self.options = options
 
-        encoded = encoder.conversations(cast(Conversation, record.data).messages for record in records)
-        return [Example(*pair, record.where) for pair, record in zip(encoded, records, strict=True)]
+    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
+        return encoder.examples(records, self.options.loss_on, self.options.train_end)
 
 
 class Pretraining(Criterion):
@@ -44,10 +49,10 @@ class Pretraining(Criterion):
 
         examples = []
         encoded = encoder.texts(cast(str, record.data) for record in records)
-        for (ids, labels), record in zip(encoded, records, strict=True):
-            for start in range(0, max(1, len(ids) - 1), encoder.max_tokens - 1):
+        for whole, record in zip(encoded, records, strict=True):
+            for start in range(0, max(1, len(whole.ids) - 1), encoder.max_tokens - 1):
                 part = slice(start, start + encoder.max_tokens)
-                examples.append(Example(ids[part], labels[part], record.where))
+                examples.append(Example(whole.ids[part], whole.labels[part], record.where))
         return examples
 
 
@@ -59,7 +64,7 @@ def lmf_objectives() -> list[Objective]:
             summary="Fine-tune on conversations: learn the assistant's replies.",
             data="conversation",
             options=TrainOptions,
-            build=lambda options: Supervised(),
+            build=Supervised,
         ),
         Objective(
             name="pretrain",
