@@ -32,9 +32,13 @@ DESCRIBING = (
         "plugins",
         "choose",
     ),
-    *("textfile", "jsonfile", "formats", "archive", "fetch", "cache", "data", "builtin", "sources", "runs", "plan", "report", "guard"),
+    *("textfile", "jsonfile", "fields", "toolcalls", "dialogue", "messages", "prompts"),
+    *("conversations", "preferences", "ratings", "formats", "datasetinfo"),
+    *("archive", "fetch", "cache"),
+    *("tables", "hub", "inputs", "data", "mixture", "builtin", "sources"),
+    *("runs", "plan", "report", "guard"),
 )
-RUNNING = ("encode", "models", "packing", "checkpoint", "generate", "prepare", "training", "testing")
+RUNNING = ("encode", "fit", "models", "packing", "checkpoint", "generate", "prepare", "training", "testing")
 LAYERS = DESCRIBING + RUNNING
 HEAVY = {"torch", "transformers", "numpy", "peft", "accelerate", "safetensors", "tokenizers"}
 

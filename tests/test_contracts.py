@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import Criterion, Message, ModelSpec, Objective, Piece, Record, Template, Tuner, TuningMethod
+from lmf import Conversation, Criterion, Message, ModelSpec, Objective, Piece, Record, Template, Tuner, TuningMethod
 from lmf.config import make
 from lmf.encode import Encoder, Example
 from lmf.models import load_weights
@@ -27,12 +27,15 @@ NEEDED: dict[str, dict[str, Any]] = {"lmf-full:freeze": {"last_layers": 1}}
 CHATML = PLUGINS.templates["chatml"]
 DATA = {
     "conversation": [
-        Record("talks:1", (Message("user", "hello"), Message("assistant", "what is one"))),
-        Record("talks:2", (Message("system", "say"), Message("user", "two"), Message("assistant", "answer three"))),
-        Record(
-            "talks:3",
-            tuple(Message(role, f"{role} {i}") for i in range(3) for role in ("user", "assistant")),
-        ),
+        Record(f"talks:{number}", Conversation(messages))
+        for number, messages in enumerate(
+            [
+                (Message("user", "hello"), Message("assistant", "what is one")),
+                (Message("system", "say"), Message("user", "two"), Message("assistant", "answer three")),
+                tuple(Message(role, f"{role} {i}") for i in range(3) for role in ("user", "assistant")),
+            ],
+            1,
+        )
     ],
     "text": [Record("texts:1", "the user and the assistant say hello"), Record("texts:2", "one and two")],
 }
@@ -243,42 +246,47 @@ def change(example: Example, **values: Any) -> Example:
     return dataclasses.replace(example, **values)
 
 
-class Empty(Supervised):
+class Plain(Supervised):
+    def __init__(self) -> None:
+        super().__init__(TrainOptions())
+
+
+class Empty(Plain):
     def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
         return [change(each, labels=[-100] * len(each.ids)) for each in super().encode(records, encoder)]
 
 
-class Nameless(Supervised):
+class Nameless(Plain):
     def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
         return [change(each, where="somewhere") for each in super().encode(records, encoder)]
 
 
-class Shifted(Supervised):
+class Shifted(Plain):
     def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
         return [change(each, labels=[*each.labels[1:], -100]) for each in super().encode(records, encoder)]
 
 
-class Mean(Supervised):
+class Mean(Plain):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return token_loss(model, batch) / batch.weight
 
 
-class PerToken(Supervised):
+class PerToken(Plain):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return token_loss(model, batch).expand(3)
 
 
-class Infinite(Supervised):
+class Infinite(Plain):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return token_loss(model, batch) * torch.inf
 
 
-class Detached(Supervised):
+class Detached(Plain):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return token_loss(model, batch).detach()
 
 
-class Leaking(Supervised):
+class Leaking(Plain):
     """Packs without telling where an example ends."""
 
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:

@@ -137,7 +137,7 @@ def test_data_that_are_not_there(folder, name, told):
         ("--log tensorbord", "--log tensorbord: no such tracker. Did you mean 'tensorboard'? Trackers: tensorboard"),
         ("--schedule cosin", "--schedule is 'cosin'; it must be one of linear, cosine, constant. Did you mean 'cosin"),
         ("--dtype float16", "--dtype is 'float16'; it must be one of auto, float32, bfloat16. Did you mean 'bfloat16'"),
-        ("--too-long ignore", "--too-long is 'ignore'; it must be one of error, skip, cut."),
+        ("--on-overflow ignore", "--on-overflow is 'ignore'; it must be one of error, drop, truncate-left, truncate-right, "),
         ("--learning-rate fast", "--learning-rate is 'fast'; it must be a number."),
         ("--learning-rate nan", "--learning-rate is nan; it must be a finite number."),
         ("--learning-rate -1e-4", "--learning-rate is -0.0001; it must be greater than 0."),
@@ -384,7 +384,7 @@ def test_the_trace_of_plugins_does_not_mix_with_the_output(folder, monkeypatch):
 
 
 LATE = {
-    "--max-tokens 4 --too-long cut": (4, "None of the 2 training examples has a token to learn within --max-tokens 4."),
+    "--max-tokens 4 --on-overflow truncate-right": (4, "None of the 2 training examples can be learned from:"),
     "--max-tokens 16": (4, "2 of 2 training examples are longer than --max-tokens 16; the longest has "),
     "--eval-split 0.5 --data one.jsonl": (4, "--eval-split 0.5 leaves nothing to train on: there are 1 examples."),
 }

@@ -1,312 +1,349 @@
-"""The shapes of records and the rules of conversations, each by one accepted twin and one refused."""
+"""What holds for every format: its example, what it writes, and that no two fit one record."""
 
 import json
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
-from lmf.errors import DataError
-from lmf.formats import ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT, conversation
-from lmf.specs import DataFormat
-from lmf.template import Message
+from lmf import Conversation, DataError, DataFormat, Message, Preference, Ranking, ToolCall, Unpaired
+from lmf.formats import FORMATS, exact
 
-FORMATS = [ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT]
-HI, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
-ASKED, ANSWERED = Message("user", "Hi"), Message("assistant", "Hello!")
+NAMES = {form.name: form for form in FORMATS}
+KINDS = ("conversation", "prompt", "text", "preference", "unpaired", "ranking")
+CLASSES = dict(zip(KINDS, (Conversation, Conversation, str, Preference, Unpaired, Ranking), strict=True))
+
+
+def matching(record: dict[str, Any], kind: str) -> list[str]:
+    return [form.name for form in FORMATS if form.data == kind and form.matches(record)]
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_the_example_of_a_format_matches_it_alone_and_can_be_read(form: DataFormat):
     example = json.loads(form.example)
     assert [each.name for each in FORMATS if each.matches(example)] == [form.name]
-    assert isinstance(form.read(example), str if form.data == "text" else tuple)
+    assert isinstance(form.read(example), CLASSES[form.data])
 
 
-SYSTEM = Message("system", "Be brief.")
-READ = {
-    "messages": (MESSAGES, {"messages": [HI, HELLO]}, (ASKED, ANSWERED)),
-    "messages with a system key": (
-        MESSAGES,
-        {"system": "Be brief.", "messages": [HI, HELLO]},
-        (SYSTEM, ASKED, ANSWERED),
+# Records of public data sets: for each kind, the one format that reads it
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+WORSE = [TALK[0], {"role": "assistant", "content": "What?"}]
+RECORDS = {
+    "tatsu-lab/alpaca": (
+        {"instruction": "Hi", "input": "", "output": "Hello!", "text": "Below is ..."},
+        {"conversation": "alpaca", "text": "text"},
     ),
-    "messages with an empty system key": (MESSAGES, {"system": "", "messages": [HI, HELLO]}, (ASKED, ANSWERED)),
-    "messages with a system message": (
-        MESSAGES,
-        {"messages": [{"role": "system", "content": "Be brief."}, HI, HELLO]},
-        (SYSTEM, ASKED, ANSWERED),
+    "ultrachat_200k": (
+        {"prompt": "Hi", "prompt_id": "1", "messages": TALK},
+        {"conversation": "messages", "prompt": "prompt"},
     ),
-    "an LMFlow conversation": (
-        MESSAGES,
-        {"conversation_id": 7, "system": None, "tools": [], "messages": [HI, HELLO, HI, HELLO]},
-        (ASKED, ANSWERED, ASKED, ANSWERED),
+    "ultrafeedback_binarized": (
+        {"prompt": "Hi", "chosen": TALK, "rejected": WORSE, "messages": TALK, "score_chosen": 8.5, "score_rejected": 7},
+        {"preference": "preference"},
     ),
-    "messages with notes of their own": (
-        MESSAGES,
-        {"id": "a", "source": "web", "messages": [HI | {"name": "Ann"}, HELLO | {"tool_calls": None, "weight": 1}]},
-        (ASKED, ANSWERED),
+    "dpo-mix-7k": (
+        {"dataset": "x", "chosen": TALK, "rejected": WORSE, "chosen_rating": 5, "rejected_rating": 4},
+        {"preference": "preference"},
     ),
-    "content in parts": (
-        MESSAGES,
+    "hh-rlhf": (
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
+        {"preference": "transcript-preference"},
+    ),
+    "stack-exchange-paired": (
+        {"qid": 1, "question": "Hi", "response_j": "Hello!", "response_k": "What?"},
+        {"preference": "response-pair"},
+    ),
+    "comparison_gpt4": (
+        {"instruction": "Hi", "input": "", "output": ["Hello!", "What?"]},
+        {"preference": "alpaca-pair"},
+    ),
+    "kto-mix-14k": ({"prompt": TALK[:1], "completion": TALK[1:], "label": True}, {"unpaired": "unpaired"}),
+    "SlimOrca": (
         {
-            "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
-                HELLO,
+            "conversations": [
+                {"from": "human", "value": "Hi", "weight": 0},
+                {"from": "gpt", "value": "Hello!", "weight": 1},
             ]
         },
-        (ASKED, ANSWERED),
+        {"conversation": "sharegpt"},
     ),
-    "results of tools": (
-        MESSAGES,
-        {"messages": [HI, HELLO, {"role": "tool", "content": ""}, {"role": "tool", "content": "4"}, HELLO]},
-        (ASKED, ANSWERED, Message("tool", ""), Message("tool", "4"), ANSWERED),
+    "LMFlow paired_conversation": (
+        {"chosen": {"messages": TALK}, "rejected": {"messages": WORSE}},
+        {"preference": "preference"},
     ),
-    "an empty user message after a system message": (
-        MESSAGES,
-        {"system": "Be brief.", "messages": [{"role": "user", "content": ""}, HELLO]},
-        (SYSTEM, Message("user", ""), ANSWERED),
+    "columns that are empty here": (
+        {"messages": TALK, "chosen": None, "rejected": None, "kto_tag": None, "label": "greeting"},
+        {"conversation": "messages"},
     ),
-    "alpaca": (ALPACA, {"instruction": "Hi", "output": "Hello!"}, (ASKED, ANSWERED)),
-    "alpaca with an empty input": (ALPACA, {"instruction": "Hi", "input": "", "output": "Hello!"}, (ASKED, ANSWERED)),
-    "alpaca with input null": (ALPACA, {"instruction": "Hi", "input": None, "output": "Hello!"}, (ASKED, ANSWERED)),
-    "alpaca with an empty instruction": (
-        ALPACA,
-        {"instruction": "", "input": "Hi", "output": "Hello!"},
-        (ASKED, ANSWERED),
-    ),
-    "alpaca with an input": (
-        ALPACA,
-        {"instruction": "Add.", "input": "2 and 3", "output": "Hello!"},
-        (Message("user", "Add.\n2 and 3"), ANSWERED),
-    ),
-    "alpaca with system and history": (
-        ALPACA,
-        {"instruction": "b?", "output": "B", "system": "Be brief.", "history": [["Hi", "Hello!"]]},
-        (SYSTEM, ASKED, ANSWERED, Message("user", "b?"), Message("assistant", "B")),
-    ),
-    "alpaca without history": (ALPACA, {"instruction": "Hi", "output": "Hello!", "history": None}, (ASKED, ANSWERED)),
-    "sharegpt": (
-        SHAREGPT,
+}
+
+
+@pytest.mark.parametrize(("record", "expected"), RECORDS.values(), ids=RECORDS)
+def test_exactly_one_format_of_a_kind_reads_a_record(record, expected):
+    found = {kind: matching(record, kind) for kind in KINDS}
+    assert {kind: names for kind, names in found.items() if names} == {kind: [name] for kind, name in expected.items()}
+    for name in expected.values():
+        NAMES[name].read(record)
+
+
+# Writing
+
+
+class Chance:
+    """Random contents of every kind, from plain to strange."""
+
+    words = ("", " ", "Hi", "two\nlines", "\n\nHuman: me", "\n\nAssistant: ", "{", '[{"name": 1}]', "[]", "é\u2028🙂")
+
+    def __init__(self, seed: int):
+        self._random = random.Random(seed)
+        self._plain = self._often(0.5)
+
+    def _often(self, share: float) -> bool:
+        return self._random.random() < share
+
+    def text(self) -> str:
+        return "".join(self._random.choices(self.words, k=self._random.randint(0, 2))) + "x"
+
+    def value(self, depth: int = 2) -> Any:
+        leaves = [None, True, 0, -3, 2.5, "ü", "{}"]
+        if not depth or self._often(0.6):
+            return self._random.choice(leaves)
+        inner = [self.value(depth - 1) for _ in range(self._random.randint(0, 2))]
+        return inner if self._often(0.5) else {f"k{number}": item for number, item in enumerate(inner)}
+
+    def call(self, identity: str) -> ToolCall:
+        arguments = {f"a{number}": self.value() for number in range(self._random.randint(0, 2))}
+        return ToolCall(self._random.choice(("add", "sub")), arguments, identity)
+
+    def reply(self) -> Message:
+        if self._plain:
+            return Message("assistant", self.text())
+        weight = self._random.choice((1.0, 1.0, 0.5, 2.0, 0.0))
+        calls = tuple(self.call(f"c{n}" if self._often(0.5) else "") for n in range(self._random.choice((0, 0, 1, 2))))
+        reasoning = self.text() if self._often(0.3) else ""
+        return Message("assistant", "" if calls and self._often(0.7) else self.text(), reasoning, calls, weight=weight)
+
+    def results(self, reply: Message) -> list[Message]:
+        calls = list(reply.calls)[: self._random.randint(1, 2)]
+        return [
+            Message("tool", self.text(), name=call.name if self._often(0.5) else "", call_id=call.id) for call in calls
+        ]
+
+    def until_user(self) -> list[Message]:
+        """A conversation that ends with the user."""
+        said = [Message("system", self.text())] if self._often(0.4) else []
+        for _ in range(self._random.choice((0, 0, 1, 2))):
+            said += [Message("user", self.text()), *self.answer()]
+        return [*said, Message("user", self.text() if not said or self._often(0.9) else self.text())]
+
+    def answer(self) -> list[Message]:
+        """Replies up to one without calls; now and then one calls in words of its own."""
+        if not self._plain and self._often(0.15):
+            return [Message("assistant", "[add()]"), Message("tool", "5"), Message("assistant", self.text())]
+        reply = self.reply()
+        return [reply, *self.results(reply), *self.answer()] if reply.calls else [reply]
+
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        if self._plain or self._often(0.5):
+            return ()
+        return ({"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}},)
+
+    def content(self, kind: str) -> Any:
+        asked, tools = self.until_user(), self.tools()
+        prompt = Conversation(tuple(asked), tools)
+        replies = self.answer() if self._often(0.3) else [self.reply()]
+        whole = Conversation((*asked, *replies), tools)
+        if kind == "text":
+            return self.text()
+        if kind == "preference":
+            other = self.answer() if self._often(0.3) else [self.reply()]
+            margin = self._random.choice((None, None, 0.0, 1.5))
+            return Preference(prompt, tuple(replies), tuple(other), margin)
+        if kind == "ranking":
+            count = self._random.randint(2, 3)
+            scores = tuple(self._random.choice((0.0, -1.5, 3.0)) for _ in range(count)) if self._often(0.5) else ()
+            return Ranking(prompt, tuple(self.text() for _ in range(count)), scores)
+        return {"conversation": whole, "prompt": prompt, "unpaired": Unpaired(whole, self._often(0.5))}[kind]
+
+
+def test_what_a_format_writes_it_reads_back_the_same_and_no_other_of_its_kind_matches():
+    outcomes = Counter()
+    for seed in range(1500):
+        content = {kind: Chance(seed).content(kind) for kind in KINDS}
+        for form in FORMATS:
+            assert form.write
+            try:
+                record = form.write(content[form.data])
+            except DataError as error:
+                assert str(error).startswith(f"the format {form.name} cannot express this {form.data}: ")
+                outcomes[form.name, "refused"] += 1
+                continue
+            outcomes[form.name, "written"] += 1
+            record = json.loads(json.dumps(record))
+            assert form.read(record) == content[form.data]
+            assert matching(record, form.data) == [form.name]
+    for form in FORMATS:
+        assert outcomes[form.name, "written"] > 100, outcomes
+
+
+@pytest.mark.parametrize("name", ["messages", "preference", "messages-unpaired", "prompt", "text"])
+def test_one_format_of_each_kind_can_write_everything_that_was_read(name):
+    form = NAMES[name]
+    reader = NAMES["messages"]
+    for seed in range(500):
+        content = Chance(seed).content(form.data)
+        try:
+            assert form.write
+            form.write(content)
+        except DataError as error:
+            rules = ("there is no reply to learn", "are the same", "would be read differently")
+            assert any(rule in str(error) for rule in rules), error
+    assert reader.data == "conversation"
+
+
+def talk(*messages: Message, tools: tuple = ()) -> Conversation:
+    return Conversation(messages, tools)
+
+
+HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
+SYSTEM = Message("system", "Be brief.")
+CALL = Message("assistant", "", calls=(ToolCall("add", {}),))
+SPOKEN = talk(HI, Message("assistant", "[add()]"), Message("tool", "5"), HELLO)
+TOOL = {"type": "function", "function": {"name": "add"}}
+PAIR = Preference(talk(HI), (HELLO,), (WHAT,))
+WRITTEN = {
+    "messages": (
+        talk(SYSTEM, HI, Message("assistant", "Hello!", "Hm.", weight=0.5), tools=(TOOL,)),
         {
-            "system": "Be brief.",
-            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}],
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello!", "reasoning_content": "Hm.", "weight": 0.5},
+            ],
+            "tools": [TOOL],
         },
-        (SYSTEM, ASKED, ANSWERED),
     ),
-    "sharegpt with a system turn": (
-        SHAREGPT,
-        {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, HELLO]},
-        (SYSTEM, ASKED, ANSWERED),
+    "sharegpt": (
+        talk(HI, CALL, Message("tool", "5"), HELLO, tools=(TOOL,)),
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": {}}'},
+                {"from": "observation", "value": "5"},
+                {"from": "gpt", "value": "Hello!"},
+            ],
+            "tools": '[{"type": "function", "function": {"name": "add"}}]',
+        },
     ),
-    "Qwen's conversations": (
-        SHAREGPT,
-        {"id": "q0", "conversations": [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Hello!"}]},
-        (ASKED, ANSWERED),
+    "alpaca": (
+        talk(SYSTEM, HI, HELLO, HI, WHAT),
+        {
+            "instruction": "Hi",
+            "input": "",
+            "system": "Be brief.",
+            "history": [["Hi", "Hello!"]],
+            "output": "What?",
+        },
     ),
-    "conversations with roles": (SHAREGPT, {"tools": "[]", "conversations": [HI, HELLO]}, (ASKED, ANSWERED)),
-    "text2text": (TEXT2TEXT, {"input": "Hi", "output": "Hello!"}, (ASKED, ANSWERED)),
-    "text": (TEXT, {"text": " One\r\n\u2028two ", "label": True}, " One\r\n\u2028two "),
+    "text2text": (talk(HI, HELLO), {"input": "Hi", "output": "Hello!"}),
+    "text": ("Once.", {"text": "Once."}),
+    "alpaca-pair": (PAIR, {"instruction": "Hi", "input": "", "output": ["Hello!", "What?"]}),
+    "response-pair": (PAIR, {"question": "Hi", "response_j": "Hello!", "response_k": "What?"}),
+    "transcript-preference": (
+        PAIR,
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
+    ),
+    "ranking": (
+        Ranking(talk(HI), ("a", "b"), (1.0, 0.0)),
+        {"input": "Hi", "output": [{"score": 1.0, "text": "a"}, {"score": 0.0, "text": "b"}]},
+    ),
 }
 
 
-@pytest.mark.parametrize(("form", "record", "expected"), READ.values(), ids=READ)
-def test_a_record_is_read_as_it_is_meant(form: DataFormat, record: dict[str, Any], expected: Any):
-    assert form.matches(record)
-    assert form.read(record) == expected
+@pytest.mark.parametrize(("name", "content", "record"), [(name, *case) for name, case in WRITTEN.items()], ids=WRITTEN)
+def test_a_record_is_written_as_other_tools_expect_it(name, content, record):
+    write = NAMES[name].write
+    assert write
+    assert write(content) == record
 
 
-def messages(*items: Any, **keys: Any) -> tuple[DataFormat, dict[str, Any]]:
-    return MESSAGES, {"messages": list(items), **keys}
-
-
-def content(value: Any) -> tuple[DataFormat, dict[str, Any]]:
-    return messages(HI, {"role": "assistant", "content": value})
-
-
-def alpaca(**keys: Any) -> tuple[DataFormat, dict[str, Any]]:
-    return ALPACA, {"instruction": "Hi", "output": "Hello!", **keys}
-
-
-def sharegpt(*items: Any, **keys: Any) -> tuple[DataFormat, dict[str, Any]]:
-    return SHAREGPT, {"conversations": list(items), **keys}
-
-
-RULE = "a user message may be empty only after a system message with text"
-CALL = {"name": "add", "arguments": {}}
 REFUSED = {
-    # what a message holds
-    "content null": (content(None), "messages[1].content is null; it must be a text"),
-    "content number": (content(3), "messages[1].content is the number 3; it must be a text"),
-    "content true": (content(True), "messages[1].content is true; it must be a text"),
-    "content object": (content({"text": "x"}), "messages[1].content is an object; it must be a text"),
-    "content list": (content(["x"]), "messages[1].content is a list; it must be a text"),
-    "content empty list": (content([]), "messages[1].content is a list; it must be a text"),
-    "image part": (content([{"type": "image_url"}]), "messages[1].content[0] is a part of the type 'image_url'"),
-    "part without text": (content([{"type": "text"}]), "messages[1].content[0].text is null; it must be a text"),
-    "no content": (
-        messages(HI, {"role": "assistant", "contnet": ""}),
-        "has no key 'content'; its keys are ['role', 'contnet']",
-    ),
-    "no role": (messages({"content": "Hi"}, HELLO), "messages[0] has no key 'role'"),
-    "message is a text": (
-        messages("Hi", HELLO),
-        "messages[0] is the text 'Hi'; it must be an object with 'role' and 'content'",
-    ),
-    "messages is an object": ((MESSAGES, {"messages": HI}), "messages is an object; it must be a list"),
-    "messages is null": ((MESSAGES, {"messages": None}), "messages is null; it must be a list"),
-    "system is a list": (messages(HI, HELLO, system=["Be brief."]), "system is a list; it must be a text"),
-    # roles
-    "role misspelled": (
-        messages({"role": "usr", "content": "Hi"}, HELLO),
-        "messages[0].role is the text 'usr'; roles are system, user",
-    ),
-    "role misspelled, nearest": (messages({"role": "usr", "content": "Hi"}, HELLO), "Did you mean 'user'?"),
-    "role null": (messages({"role": None, "content": "Hi"}, HELLO), "messages[0].role is null; roles are"),
-    "role list": (messages({"role": ["user"], "content": "Hi"}, HELLO), "messages[0].role is a list; roles are"),
-    "role function": (
-        messages(HI, {"role": "function", "content": "{}"}),
-        "'function'; lmf cannot learn from tool calls yet",
-    ),
-    "from function_call": (
-        sharegpt(HI, {"from": "function_call", "value": "{}"}),
-        "conversations[1].from is the text 'function_call'; lmf cannot",
-    ),
-    "from observation": (
-        sharegpt(HI, {"from": "observation", "value": "{}"}),
-        "conversations[1].from is the text 'observation'; lmf cannot",
-    ),
-    "from misspelled": (sharegpt({"from": "humn", "value": "Hi"}), "Did you mean 'human'?"),
-    "no value": (sharegpt({"from": "human", "text": "Hi"}), "conversations[0] has no key 'value'"),
-    "no from": (sharegpt({"value": "Hi"}), "conversations[0] has no key 'from'"),
-    # the order of messages
-    "no messages": (messages(), "the conversation has no messages"),
-    "ends with user": (messages(HI, HELLO, HI), "ends with a user message; there is no reply to learn"),
-    "ends with tool": (
-        messages(HI, HELLO, {"role": "tool", "content": "4"}),
-        "ends with a tool message; there is no reply",
-    ),
-    "only system": (messages({"role": "system", "content": "x"}), "ends with a system message; there is no reply"),
-    "assistant first": (
-        messages(HELLO, HI, HELLO),
-        "messages[0]: a conversation cannot begin with a message of the role assistant",
-    ),
-    "tool first": (messages({"role": "tool", "content": "4"}, HELLO), "cannot begin with a message of the role tool"),
-    "two users": (messages(HI, HI, HELLO), "messages[1]: the role user cannot follow user; assistant comes next"),
-    "two assistants": (
-        messages(HI, HELLO, HELLO),
-        "messages[2]: the role assistant cannot follow assistant; user or tool comes next",
-    ),
-    "tool after user": (
-        messages(HI, {"role": "tool", "content": "4"}),
-        "messages[1]: the role tool cannot follow user",
-    ),
-    "user after tool": (
-        messages(HI, HELLO, {"role": "tool", "content": "4"}, HI),
-        "messages[3]: the role user cannot follow tool",
-    ),
-    "assistant after system": (
-        messages(HELLO, system="x"),
-        "messages[0]: the role assistant cannot follow system; user comes next",
-    ),
-    "system late": (
-        messages(HI, {"role": "system", "content": "x"}, HELLO),
-        "messages[1]: a system message stands only once",
-    ),
-    "system twice": (
-        messages({"role": "system", "content": "x"}, HI, HELLO, system="x"),
-        "messages[0]: a system message stands only once",
-    ),
-    # nothing to learn
-    "empty reply": (
-        messages(HI, {"role": "assistant", "content": " \n"}),
-        "messages[1] is empty; there is no reply to learn",
-    ),
-    "empty user message": (messages({"role": "user", "content": ""}, HELLO), f"messages[0] is empty; {RULE}"),
-    "empty user and system": (
-        messages({"role": "system", "content": ""}, {"role": "user", "content": ""}, HELLO),
-        f"messages[1] is empty; {RULE}",
-    ),
-    "empty later user message": (
-        messages(HI, HELLO, {"role": "user", "content": " "}, HELLO, system="x"),
-        f"messages[2] is empty; {RULE}",
-    ),
-    "empty text": ((TEXT, {"text": " \n"}), "text is empty; there is nothing to learn"),
-    "text null": ((TEXT, {"text": None}), "text is null; it must be a text"),
-    "empty input": ((TEXT2TEXT, {"input": "", "output": "x"}), f"input is empty; {RULE}"),
-    "empty output": ((TEXT2TEXT, {"input": "x", "output": ""}), "output is empty; there is no reply to learn"),
-    # alpaca
-    "alpaca output null": (alpaca(output=None), "output is null; it must be a text"),
-    "alpaca output pair": (alpaca(output=["good", "bad"]), "output is a list; it must be a text"),
-    "alpaca output empty": (alpaca(output=""), "output is empty; there is no reply to learn"),
-    "alpaca instruction null": (alpaca(instruction=None, input="x"), "instruction is null; it must be a text"),
-    "alpaca nothing asked": (alpaca(instruction="", input=""), f"instruction is empty; {RULE}"),
-    "alpaca input number": (alpaca(input=0), "input is the number 0; it must be a text"),
-    "alpaca history text": (alpaca(history="x"), "history is the text 'x'; it must be a list"),
-    "alpaca history of three": (
-        alpaca(history=[["a", "b", "c"]]),
-        "history[0] is a list; it must be a list of two texts",
-    ),
-    "alpaca history null": (alpaca(history=[["a", None]]), "history[0][1] is null; it must be a text"),
-    "alpaca history empty reply": (
-        alpaca(history=[["a", "b"], ["a", ""]]),
-        "history[1][1] is empty; there is no reply to learn",
-    ),
-    "alpaca misspelled": (alpaca(Input="2 and 3"), "the key 'Input' is unknown. Did you mean 'input'?"),
-    "system misspelled": (messages(HI, HELLO, sytem="Be brief."), "the key 'sytem' is unknown. Did you mean 'system'?"),
-    # what would be lost in silence
-    "tools": (
-        messages(HI, HELLO, tools=[CALL]),
-        "tools: lmf cannot learn from tool declarations yet; leave the record out",
-    ),
-    "tools as text": (
-        sharegpt(HI, HELLO, tools='[{"name": "add"}]'),
-        "tools: lmf cannot learn from tool declarations yet",
-    ),
-    "tool_calls": (
-        messages(HI, {**HELLO, "tool_calls": [CALL]}),
-        "messages[1].tool_calls: lmf cannot learn from tool calls yet",
-    ),
-    "weight": (
-        messages(HI, {**HELLO, "weight": 0}),
-        "messages[1].weight: lmf cannot learn from weights of messages yet",
-    ),
+    "tools": ("alpaca", talk(HI, HELLO, tools=(TOOL,)), "it has no place for tool declarations."),
+    "calls": ("alpaca", talk(HI, CALL), "it has no place for calls of tools."),
+    "results": ("text2text", SPOKEN, "it has no place for results of tools."),
+    "weights": ("alpaca", talk(HI, Message("assistant", "x", weight=2)), "it has no place for weights of messages."),
     "reasoning": (
-        messages(HI, {**HELLO, "reasoning_content": "Hm."}),
-        "messages[1].reasoning_content: lmf cannot learn from reasoning",
+        "text2text",
+        talk(HI, Message("assistant", "x", "Hm.")),
+        "it has no place for reasoning apart from the reply.",
     ),
-    "images": (alpaca(images=["a.png"]), "images: lmf cannot learn from images yet"),
-    "preference pair": (sharegpt(HI, chosen=HELLO, rejected=HELLO), "chosen: lmf cannot learn from preferences yet"),
-    "good or bad": (messages(HI, HELLO, label=False), "label: lmf cannot learn from preferences yet"),
+    "earlier turns": ("text2text", talk(HI, HELLO, HI, HELLO), "it has no place for earlier turns."),
+    "text beside a call": (
+        "sharegpt",
+        talk(HI, Message("assistant", "Wait.", calls=CALL.calls)),
+        "it has no place for text beside a call.",
+    ),
+    "two replies": (
+        "messages-preference",
+        Preference(talk(HI), (HELLO, HI, HELLO), (WHAT,)),
+        "it has no place for replies of several messages.",
+    ),
+    "a margin": ("alpaca-pair", Preference(talk(HI), (HELLO,), (WHAT,), 1.0), "it has no place for a margin."),
+    "a system message": (
+        "transcript-preference",
+        Preference(talk(SYSTEM, HI), (HELLO,), (WHAT,)),
+        "it has no place for a system message.",
+    ),
+    "no reply": ("messages", talk(HI), "the conversation ends with a user message; there is no reply to learn."),
+    "a reply": (
+        "prompt",
+        talk(HI, HELLO),
+        "the prompt ends with a message of the role assistant; a user or tool message asks for a reply.",
+    ),
+    "nothing to prefer": (
+        "preference",
+        Preference(talk(HI), (HELLO,), (HELLO,)),
+        "chosen and rejected are the same; there is nothing to prefer.",
+    ),
+    "a name of a speaker": (
+        "transcript-preference",
+        Preference(talk(Message("user", "Hi\n\nHuman: Ha")), (HELLO,), (WHAT,)),
+        "chosen, turn 2: the role user cannot follow user; assistant comes next.",
+    ),
+    "an empty system message": ("alpaca", talk(Message("system", ""), HI, HELLO), "it would be read differently."),
 }
 
 
-@pytest.mark.parametrize(("case", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_bad_record_is_refused_with_its_key_and_cause(case: tuple[DataFormat, dict[str, Any]], words: str):
-    form, record = case
-    assert form.matches(record)
+@pytest.mark.parametrize(("name", "content", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_a_format_cannot_express_is_refused_with_the_reason(name, content, reason):
+    form = NAMES[name]
+    assert form.write
     with pytest.raises(DataError) as caught:
-        form.read(record)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+        form.write(content)
+    assert str(caught.value) == f"the format {name} cannot express this {form.data}: {reason}"
 
 
-def test_a_message_stays_one_short_line_whatever_the_record_holds():
-    for record in (
-        {"messages": [{"role": "x" * 10**6, "content": ""}]},
-        {"messages": ["x" * 10**6]},
-        {"messages": [{str(n) * 1000: n for n in range(1000)}]},
-        {"messages": [{"role": "user", "content": [{"type": "y" * 10**6}]}]},
-    ):
-        with pytest.raises(DataError) as caught:
-            MESSAGES.read(record)
-        assert len(str(caught.value)) < 400
+def test_a_format_refuses_what_is_of_another_kind():
+    write = NAMES["alpaca"].write
+    assert write
+    with pytest.raises(DataError, match=r"^the format alpaca holds Conversation, not Preference\.$"):
+        write(PAIR)
 
 
-def test_plugins_can_check_conversations_by_the_same_rules():
-    assert conversation([("q", ASKED), ("a", ANSWERED)]) == (ASKED, ANSWERED)
-    with pytest.raises(DataError, match=r"^q2: the role user cannot follow user; assistant comes next\.$"):
-        conversation([("q1", ASKED), ("q2", ASKED)])
-
-
-def test_a_conversation_of_200_000_messages_is_read():
-    turns = MESSAGES.read({"messages": [HI, HELLO] * 100_000})
-    assert len(turns) == 200_000
+def test_a_format_that_would_lose_something_cannot_write_it():
+    careless = exact(
+        DataFormat(
+            name="careless",
+            summary="",
+            data="conversation",
+            example="{}",
+            matches=lambda record: True,
+            read=lambda record: talk(HI, HELLO),
+            write=lambda content: {},
+        )
+    )
+    assert careless.write
+    assert careless.write(talk(HI, HELLO)) == {}
+    with pytest.raises(DataError, match="careless cannot express this conversation: it would be read differently"):
+        careless.write(talk(HI, WHAT))

@@ -191,9 +191,12 @@ def test_a_run_whose_template_is_not_installed_says_so(finished, tmp_path):
     assert open_model(str(output), PLUGINS, "chatml").template is PLUGINS.templates["chatml"]
 
 
-def test_the_template_of_a_model_is_found_by_its_chat_template(tmp_path):
+def test_the_template_of_a_model_is_its_own(tmp_path):
     model = tiny_checkpoint(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = PLUGINS.templates["chatml"].jinja()
     tokenizer.save_pretrained(model)
-    assert open_model(str(model), PLUGINS).template is PLUGINS.templates["chatml"]
+    own = open_model(str(model), PLUGINS).template
+    assert own is not None and (own.name, own.stop) == ("auto", ("<|im_end|>",))
+    assert own.jinja() == PLUGINS.templates["chatml"].jinja()
+    assert open_model(str(model), PLUGINS, "zephyr").template is PLUGINS.templates["zephyr"]

@@ -1,6 +1,5 @@
 """Loading models and tokenizers: what would only seem to work is refused, and nothing foreign is run."""
 
-import dataclasses
 import json
 import pickle
 import shutil
@@ -13,8 +12,8 @@ import lmf_smollm2
 import pytest
 import torch
 import transformers
-from lmf import LmfError, Plugins, Template, hookimpl
-from lmf.models import load_config, load_model, load_tokenizer, load_weights, match_template
+from lmf import LmfError, Plugins
+from lmf.models import load_config, load_model, load_tokenizer, load_weights
 from lmf.sources import Source, find_model
 from lmf.testing import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
@@ -357,63 +356,6 @@ def test_damaged_weights_are_refused(model: Path) -> None:
 
 def test_a_folder_without_weights_fills_no_model(tmp_path: Path) -> None:
     assert refusal(load_weights, tiny_model(), tmp_path).startswith(f"{tmp_path} lacks the tensors lm_head.weight, ")
-
-
-# The template of a tokenizer
-
-
-@pytest.mark.parametrize("name", list(PLUGINS.templates))
-def test_each_template_is_found_from_its_own_jinja(name: str) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = PLUGINS.templates[name].jinja()
-    assert match_template(tokenizer, PLUGINS) is PLUGINS.templates[name]
-
-
-def test_a_tokenizer_without_a_chat_template_has_no_template() -> None:
-    assert match_template(tiny_tokenizer(), PLUGINS) is None
-
-
-def test_a_template_that_knows_no_system_message_is_found_by_the_rest() -> None:
-    tokenizer = tiny_tokenizer()
-    own = PLUGINS.templates["gemma"].jinja()
-    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + own
-    assert match_template(tokenizer, PLUGINS) is PLUGINS.templates["gemma"]
-
-
-def test_a_template_without_a_place_for_a_system_message_is_not_mistaken_for_one_with() -> None:
-    class Module:
-        @hookimpl
-        def lmf_templates(self) -> list[Template]:
-            return [dataclasses.replace(PLUGINS.templates["chatml"], name="a", system=None)]
-
-    plugins = Plugins(only=["lmf-templates"])
-    plugins.register("acme", Module())
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = plugins.templates["chatml"].jinja()
-    assert match_template(tokenizer, plugins) is plugins.templates["chatml"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text + "!",
-        lambda text: text.replace("assistant\\n", "assistant \\n"),
-        lambda text: "{% if messages[0].role == 'system' %}{{ 'x' }}{% endif %}" + text,
-    ],
-)
-def test_a_chat_template_that_nobody_knows_is_refused(change: Callable[[str], str]) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = change(PLUGINS.templates["chatml"].jinja())
-    message = refusal(match_template, tokenizer, PLUGINS)
-    assert message.startswith("No installed template renders what the model's own chat template does, so training")
-    assert message.endswith(f"Choose one yourself with --template: {', '.join(PLUGINS.templates)}.")
-
-
-@pytest.mark.parametrize("text", ["{% if %}", "{{ raise_exception('never') }}", "{{ 1 / 0 }}", "{{ messages + 1 }}"])
-def test_a_chat_template_that_fails_is_refused_with_the_reason(text: str) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = text
-    assert refusal(match_template, tokenizer, PLUGINS).startswith("The model's own chat template fails: ")
 
 
 # The real model

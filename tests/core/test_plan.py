@@ -52,7 +52,8 @@ def test_a_plan_knows_every_setting_and_where_it_comes_from(tiny, data, tmp_path
     made = make_plan(PLUGINS, "train", "freeze", settings, origins={"model": "flag"})
     values = made.values()
     names = {field.name for field in dataclasses.fields(RunSettings)}
-    assert set(values) == names | {"objective", "method", "first_layers", "last_layers", "modules"}
+    own = {"objective", "method", "loss_on", "train_end", "first_layers", "last_layers", "modules"}
+    assert set(values) == names | own
     assert (values["objective"], values["method"]) == ("lmf-sft:train", "lmf-full:freeze")
     assert values["model"] == str(tiny)
     assert made.origins["model"] == "flag"
@@ -223,33 +224,46 @@ def test_data_without_a_token_to_learn_are_refused_before_the_model_is_loaded(un
     file = tmp_path / "long.jsonl"
     file.write_text(f"{json.dumps(record)}\n" * 3)
     with pytest.raises(DataError) as refused:
-        run(tiny, file, tmp_path / "out", max_tokens=32, too_long="cut")
+        run(tiny, file, tmp_path / "out", max_tokens=32, on_overflow="truncate-right")
     assert str(refused.value) == (
-        "None of the 3 training examples has a token to learn within --max-tokens 32.\n"
+        "None of the 3 training examples can be learned from:\n"
+        f"  3 with no whole reply within --max-tokens 32, first {file}:1\n"
         "The loss counts the assistant's replies; see that there are some and that they come early enough."
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_examples_without_a_token_to_learn_are_left_out_and_counted(tiny, tmp_path):
+def test_examples_that_are_dropped_are_counted_and_told(tiny, tmp_path):
     talk = json.dumps({"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "two"}]})
     long = talk.replace("hello", "hello " * 50)
     file = tmp_path / "talks.jsonl"
     file.write_text(f"{talk}\n{long}\n{talk}\n{long}\n")
     report = Notes()
-    run(tiny, file, tmp_path / "out", max_tokens=32, too_long="cut", report=report)
-    assert "2 training examples longer than 32 tokens: cut" in report.notes
-    assert f"2 training examples without a token to learn left out, first {file}:2" in report.notes
-    assert report.notes[2].startswith("2 training examples, ")
+    output = run(tiny, file, tmp_path / "out", max_tokens=32, max_dropped=0.5, report=report)
+    assert "training data: dropped: 2 (2 longer than --max-tokens 32)" in report.notes
+    assert "training data: examples: 2" in report.notes
+    (survey,) = json.loads((output / "lmf.json").read_text())["surveys"]
+    assert (survey["records"], survey["examples"], survey["ends"]) == (4, 2, 2)
+    assert survey["dropped"] == {"longer than --max-tokens 32": 2}
+
+
+def test_more_than_a_few_dropped_examples_are_an_error(unloaded, tiny, data, tmp_path):
+    with pytest.raises(DataError) as refused:
+        run(tiny, data, tmp_path / "out", max_tokens=28)
+    assert str(refused.value).splitlines()[:2] == [
+        "2 of 8 training examples would be dropped, more than --max-dropped 0.05 allows:",
+        f"  2 longer than --max-tokens 28, first {data}:2",
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["training", "held-out"])
-def test_examples_that_are_too_long_are_an_error_by_default(what, unloaded, tiny, data, tmp_path):
+def test_examples_that_are_too_long_are_an_error_on_request(what, unloaded, tiny, data, tmp_path):
     held_out = {"eval_data": str(data)} if what == "held-out" else {}
     short = tmp_path / "short.jsonl"
     short.write_text(data.read_text().splitlines()[0] + "\n")
     with pytest.raises(DataError) as refused:
-        run(tiny, short if held_out else data, tmp_path / "out", max_tokens=28, **held_out)
+        run(tiny, short if held_out else data, tmp_path / "out", max_tokens=28, on_overflow="error", **held_out)
     first, second = str(refused.value).splitlines()
     assert first == (f"2 of 8 {what} examples are longer than --max-tokens 28; the longest has 32 tokens ({data}:6).")
-    assert second == "Raise --max-tokens, or choose --too-long skip or --too-long cut."
+    assert second.startswith("Raise --max-tokens, choose --on-overflow truncate-right")

@@ -174,7 +174,10 @@ BAD = {
     "returns a dict": (hook("return {'a': template()}"), "lmf_templates returned {'a': Template("),
     "returns one item": (hook("return template()"), "lmf_templates returned Template("),
     "item of another class": (hook("return [template()]", "lmf_methods"), "returned Template("),
-    "item is a class": (hook("return [lmf.Template]"), "returned <class 'lmf.template.Template'> where a Template was"),
+    "item is a class": (
+        hook("return [lmf.Template]"),
+        "returned <class 'lmf.template.Template'> where a Template or Jinja",
+    ),
     "item lacks a field": (hook("return [lmf.Template(name='bad')]"), "TypeError: "),
     "name twice": (hook("return [template(), template()]"), "defines the template 'bad' twice"),
     "name with a colon": (

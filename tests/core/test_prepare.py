@@ -12,7 +12,7 @@ from lmf.config import make
 from lmf.encode import Example
 from lmf.generate import open_model, reply
 from lmf.plan import make_plan
-from lmf.prepare import compute_dtype, encode_data, fit, load_learner, split, unlearned
+from lmf.prepare import compute_dtype, encode_data, load_learner, split, unlearned
 from lmf.report import Reporter
 from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
 from lmf.training import train
@@ -59,26 +59,13 @@ def test_a_split_leaves_something_to_train_on():
         split(examples(10), 0.5, 0)
 
 
-@pytest.mark.parametrize(
-    ("policy", "lengths", "note"),
-    [
-        ("skip", [8, 10], "2 training examples longer than 10 tokens: left out"),
-        ("cut", [8, 10, 10], "2 training examples longer than 10 tokens: cut"),
-    ],
-)
-def test_long_examples_are_left_out_or_cut_and_counted(policy, lengths, note):
-    settings = make(RunSettings, {"model": "m", "data": "d", "max_tokens": 10, "too_long": policy})
-    report = Notes()
-    kept = fit(examples(8, 12, 10, 30), settings, "training", report)
-    assert [len(e.ids) for e in kept] == [len(e.labels) for e in kept] == lengths
-    assert kept[0] == examples(8)[0]
-    assert report.notes[0] == note
-    if policy == "cut":  # of the one with 30 tokens, all that is left is a prompt
-        assert report.notes[1] == "1 training examples without a token to learn left out, first file:4"
-    assert (
-        report.notes[-1]
-        == f"{len(kept)} training examples, {sum(lengths)} tokens, {sum(e.weight for e in kept)} of them learned"
-    )
+def test_all_examples_of_a_record_are_held_out_together():
+    several = [Example([1, 2], [1, 2], f"file:{i // 3}") for i in range(60)]
+    train_, held_out = split(several, 0.25, 0)
+    assert len(held_out) == 15
+    assert not {e.where for e in train_} & {e.where for e in held_out}
+    blocks = [Example([i, 2], [i, 2], "file:1") for i in range(8)]  # of one document
+    assert [len(half) for half in split(blocks, 0.25, 0)] == [6, 2]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -109,8 +96,8 @@ def test_the_chat_template_that_a_model_brings_is_kept(tmp_path, data):
     tokenizer.chat_template = own
     tokenizer.save_pretrained(model)
     report = Notes()
-    output = run(model, data, tmp_path / "out", steps=1, template=None, report=report)
-    assert "template chatml: it renders what the model's own chat template does" in report.notes
+    output = run(model, data, tmp_path / "out", steps=1, template="auto", report=report)
+    assert "template auto: the model's own; a reply ends with <|im_end|>" in report.notes
     assert AutoTokenizer.from_pretrained(output).chat_template == own
     report = Notes()
     output = run(model, data, tmp_path / "given", steps=1, template="llama3", report=report)
@@ -119,7 +106,7 @@ def test_the_chat_template_that_a_model_brings_is_kept(tmp_path, data):
 
 def test_a_model_without_a_chat_template_gets_that_of_its_family(tiny, data, tmp_path):
     report = Notes()
-    material = encode_data(plan(tiny, data, tmp_path / "out", template=None), report)
+    material = encode_data(plan(tiny, data, tmp_path / "out", template="auto"), report)
     expected = PLUGINS.models["llama"].template
     assert material.template is PLUGINS.templates[expected]
     assert f"template {expected}: the model brings none; the default of llama" in report.notes
@@ -258,7 +245,7 @@ def test_a_given_kernel_is_used_on_padded_rows(tiny, data, tmp_path):
     values |= {"learning_rate": 1e-3, "dtype": "float32"}
     report = Notes()
     train(make_plan(plugins, "train", "full", make(RunSettings, values | {"attention": "plain"})), report)
-    assert "examples are padded: --attention was given" in report.notes
+    assert any(note.startswith("examples are padded: --attention was given; ") for note in report.notes)
     packed = run(tiny, data, tmp_path / "packed", steps=2)
     ours, theirs = ([line["loss"] for line in log(output, "loss")] for output in (packed, tmp_path / "out"))
     assert ours == pytest.approx(theirs, rel=1e-5)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from lmf import Conversation, Message, Record
 from lmf.encode import Encoder, Example
-from lmf.testing import tiny_tokenizer
-from lmf_sft import Pretraining, Supervised
+from lmf.packing import ATTENTION, pack, pad, token_loss
+from lmf.testing import tiny_model, tiny_tokenizer
+from lmf_sft import Pretraining, Supervised, TrainOptions
 from tinyrun import PLUGINS, log, losses, run
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,20 +27,90 @@ def records(items: Sequence[str | Conversation]) -> list[Record]:
 
 
 def test_replies_and_their_ends_are_learned_and_nothing_else():
-    talk = (
-        *(Message("system", "say"), Message("user", "what is one"), Message("assistant", "one and two")),
-        *(Message("user", "hello"), Message("assistant", "three")),
+    talk = Conversation(
+        (
+            *(Message("system", "say"), Message("user", "what is one"), Message("assistant", "one and two")),
+            *(Message("user", "hello"), Message("assistant", "three")),
+        )
     )
     tokenizer = tiny_tokenizer()
-    (example,) = Supervised().encode(records([talk]), Encoder(tokenizer, PLUGINS.templates["chatml"]))
+    (example,) = Supervised(TrainOptions()).encode(records([talk]), Encoder(tokenizer, PLUGINS.templates["chatml"]))
     learned = [id for id, label in zip(example.ids, example.labels, strict=True) if label != -100]
     assert tokenizer.decode(learned) == "one and two<|im_end|>three<|im_end|>"
     assert example.where == "file:1"
     assert all(label in (-100, id) for id, label in zip(example.ids, example.labels, strict=True))
     theirs = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in talk], chat_template=PLUGINS.templates["chatml"].jinja()
+        [{"role": m.role, "content": m.content} for m in talk.messages],
+        chat_template=PLUGINS.templates["chatml"].jinja(),
     )
     assert example.ids == (theirs if isinstance(theirs, list) else theirs["input_ids"])
+
+
+TALK = Conversation(
+    (
+        *(Message("user", "what is one"), Message("assistant", "one and two", weight=0.5)),
+        *(Message("user", "hello"), Message("assistant", "three", weight=0)),
+        *(Message("user", "say two"), Message("assistant", "two")),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "one and two<|im_end|>two<|im_end|>"),
+        ({"loss_on": "last"}, "two<|im_end|>"),
+        ({"train_end": False}, "one and twotwo"),
+        ({"loss_on": "last", "train_end": False}, "two"),
+    ],
+)
+def test_what_is_learned_can_be_chosen(options, expected):
+    tokenizer = tiny_tokenizer()
+    encoder = Encoder(tokenizer, PLUGINS.templates["chatml"])
+    (example,) = Supervised(TrainOptions(**options)).encode(records([TALK]), encoder)
+    assert tokenizer.decode([label for label in example.labels if label != -100]) == expected
+    assert example.weight == sum(
+        weight
+        for label, weight in zip(example.labels, example.weights or [1.0] * len(example.labels), strict=True)
+        if label != -100
+    )
+
+
+def test_the_weight_of_a_message_is_that_of_its_tokens():
+    tokenizer = tiny_tokenizer()
+    (example,) = Supervised(TrainOptions()).encode(records([TALK]), Encoder(tokenizer, PLUGINS.templates["chatml"]))
+    assert example.weights is not None
+    weights = {w for label, w in zip(example.labels, example.weights, strict=True) if label != -100}
+    assert weights == {0.5, 1.0}
+    halves = [label for label, w in zip(example.labels, example.weights, strict=True) if w == 0.5 and label != -100]
+    assert tokenizer.decode(halves) == "one and two<|im_end|>"
+
+
+def test_every_token_can_be_learned():
+    tokenizer = tiny_tokenizer()
+    encoder = Encoder(tokenizer, PLUGINS.templates["chatml"])
+    (example,) = Supervised(TrainOptions(loss_on="all")).encode(records([TALK]), encoder)
+    assert example.labels == example.ids
+    assert example.weights is None
+    (usual,) = Supervised(TrainOptions()).encode(records([TALK]), encoder)
+    assert example.ids == usual.ids
+
+
+def test_the_loss_counts_each_message_as_its_weight_says():
+    """Against a plain weighted mean of transformers' own logits, in float64."""
+    tokenizer = tiny_tokenizer()
+    (example,) = Supervised(TrainOptions()).encode(records([TALK]), Encoder(tokenizer, PLUGINS.templates["chatml"]))
+    model = tiny_model(vocab_size=len(tokenizer)).eval().double()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([example.ids])).logits[0, :-1]
+        each = torch.nn.functional.cross_entropy(logits, torch.tensor(example.ids[1:]), reduction="none")
+        counted = [w * (label != -100) for label, w in zip(example.labels, example.weights, strict=True)][1:]
+        expected = (each * torch.tensor(counted, dtype=torch.float64)).sum().item()
+        batch = pad([example, example])
+        assert token_loss(model, batch).item() == pytest.approx(2 * expected, rel=1e-6)
+        assert batch.weight == 2 * sum(counted)
+        model.set_attn_implementation(ATTENTION)
+        assert token_loss(model, pack([example, example])).item() == pytest.approx(2 * expected, rel=1e-6)
 
 
 # Pretraining

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lmf_smollm2
 import pytest
-from lmf import Plugins, RunSettings
+from lmf import Conversation, Message, Plugins, RunSettings
 from lmf.data import read
 from lmf.plan import make_plan
 from lmf.report import Reporter
@@ -75,13 +75,21 @@ def test_missing_weights_are_an_error_with_the_command_to_install_them(tmp_path,
 
 @pytest.mark.real
 def test_the_converted_model_renders_like_its_own_chat_template_and_loads_whole(plugins: Plugins):
-    from lmf.models import load_model, load_tokenizer, match_template
+    from lmf.choose import own_template
+    from lmf.models import load_model, load_tokenizer
     from lmf.sources import find_model
 
     source = find_model("smollm2-135m", plugins)
     tokenizer = load_tokenizer(source)
-    found = match_template(tokenizer, plugins)
-    assert found is not None and found.name == "smollm2"
+    own, named = own_template(tokenizer), plugins.templates["smollm2"]
+    assert own is not None and own.stop == named.stop
+    talk = Conversation(
+        (Message("user", "one"), Message("assistant", "two"), Message("user", "x"), Message("assistant", "y"))
+    )
+    for conversation in (talk, Conversation((Message("system", "Be brief."), *talk.messages))):
+        renderings = [t.examples(conversation)[0] for t in (own, named)]
+        first, second = ([(c, p.trained) for p in pieces for c in p.text] for pieces in renderings)
+        assert first == second
     model = load_model(source)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     config = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))

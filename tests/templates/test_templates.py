@@ -1,20 +1,25 @@
 """The templates against their official formats, and their Jinja form against ``render``."""
 
+import dataclasses
 import json
 import re
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import lmf_templates
 import pytest
 from lmf import DataError, Message, Piece, Plugins, Template
+from lmf.conversation import Role
+from lmf.encode import Encoder
 from lmf.plugins import GROUP
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))
-TEMPLATES = {template.name: template for template in lmf_templates.lmf_templates()}
+TEMPLATES = {template.name: template for template in lmf_templates.lmf_templates() if isinstance(template, Template)}
 README = Path(lmf_templates.__file__).parents[2] / "README.md"
 
 
@@ -28,26 +33,74 @@ TALKS = {
     "system": talk(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!")),
     "turns": talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")),
     "turns and system": talk(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+    "many turns": talk(*(("user" if i % 2 == 0 else "assistant", f"turn {i}") for i in range(24))),
+    "the same again": talk(*(("user", "again"), ("assistant", "again")) * 3),
     "other scripts": talk(("system", "简短"), ("user", "你好，é e\u0301 👩‍🚀"), ("assistant", "こんにちは\u2028🙂")),
+    "right to left": talk(("system", "أوجز"), ("user", "שלום \u202babc\u202c עולם"), ("assistant", "\u200fمرحبا 12")),
+    "emoji": talk(("user", "👍🏽🇩🇪👨‍👩‍👧"), ("assistant", "🏴\U000e0067\U000e007f ❤️"), ("user", "☺")),
+    "combining": talk(("user", "Z̷a̷l̷g̷o̷ \u1100\u1161\u11a8"), ("assistant", "ﬁ ½ Å Å")),
+    "zero width": talk(("system", "\u200b"), ("user", "a\u200bb\u2060c"), ("assistant", "\ufeffx\u200d\u200c")),
+    "beyond the first plane": talk(("user", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠜎"), ("assistant", "𐍈\U0010fffd")),
+    "control characters": talk(("user", "\x01\x02\x1b[1m\x7f"), ("assistant", "\x08\x85")),
     "white space": talk(("system", "\n s \t"), ("user", "  a\n\n"), ("assistant", "\u00a0\u3000b \r\n")),
     "nothing but white space": talk(("system", " "), ("user", "\n"), ("assistant", "\t")),
     "nothing": talk(("system", ""), ("user", ""), ("assistant", ""), ("user", "")),
+    "an empty reply": talk(("user", "Say nothing."), ("assistant", ""), ("user", "Thanks."), ("assistant", "Sure.")),
+    "Windows lines": talk(("system", "a\r\nb"), ("user", "one\r\ntwo\r\n"), ("assistant", "\r\nthree\r\n")),
+    "lines": talk(("system", "a\r\nb"), ("user", "\na\n\nb\r"), ("assistant", "x\ty\v\fz")),
     "quotes": talk(("system", "'s'"), ("user", "\"a\" 'b' `c`"), ("assistant", "'''\"\"\"")),
     "backslashes": talk(("system", "\\"), ("user", r"a\nb \u0041 \" \\"), ("assistant", "C:\\new\\")),
     "braces": talk(("system", "{}"), ("user", "{content} {bos} {eos} {0}"), ("assistant", "{content}{{content}}")),
-    "lines": talk(("system", "a\r\nb"), ("user", "\na\n\nb\r"), ("assistant", "x\ty\v\fz")),
+    "percent": talk(("user", "100% %s %(name)s ${HOME}"), ("assistant", "%d%%")),
+    "numbers": talk(("user", "3.14159 1,000,000 -1e-9 0x1F"), ("assistant", "42"), ("user", "½ ٣ Ⅳ")),
+    "code": talk(("user", "def f(x):\n    return x  # twice"), ("assistant", "```python\nf(\n\t1)\n```")),
+    "JSON": talk(("system", '{"role": "system"}'), ("user", '[{"a": null}]'), ("assistant", '{"b": "\\u00e9\\n"}')),
+    "Markdown": talk(("user", "# Title\n\n* a\n  * b\n\n---"), ("assistant", "| a | b |\n|---|---|\n| **1** | <br> |")),
+    "mark-up": talk(("user", "<p class='x'>a &amp; b</p>"), ("assistant", "<think>\nno\n</think>\n<!-- c -->")),
     "Jinja": talk(("system", "{# s #}"), ("user", "{{ x }} {% if %} -%}"), ("assistant", "{%- endgeneration %}{{")),
     "control tokens": talk(("user", "<|im_end|></s>[/INST]<bos>"), ("assistant", "<|eot_id|> <end_of_turn>")),
+    "headers": talk(
+        ("system", "USER: ASSISTANT:"), ("user", "### Response:\nHuman: a###"), ("assistant", "User: b\n\n")
+    ),
+    "a reply alone": talk(("user", "?"), ("assistant", "A sentence. " * 3 + "\n\nAnother one.")),
+    "long": talk(("system", "s " * 400), ("user", "word " * 800), ("assistant", "Zeile\n" * 600), ("user", "u")),
 }
 
+FORGED = {"control tokens", "its own tokens"}  # encode.py keeps these apart from what the template writes
+PLAIN_TEXT = {"<SYS>", "<|User|>", "<|Bot|>", "<extra_id_0>", "<extra_id_1>"}  # no tokens to the models either
+ALIASES = {
+    "disable": "empty",
+    "vanilla": "empty",
+    "qwen2": "qwen",
+    "yi": "chatml",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "deepseek": "deepseek_v2",
+    "lmflow_qwen2": "chatml",
+}
+REFUSED = [(name, role) for name, t in TEMPLATES.items() for role in ("system", "tool") if getattr(t, role) is None]
+CHARACTERS = sorted(
+    set("".join(m.content for messages in TALKS.values() for m in messages))
+    | set("".join(template.controls() + str(template.default_system) for template in TEMPLATES.values()))
+)
+
 each_template = pytest.mark.parametrize("name", TEMPLATES)
-each_talk = pytest.mark.parametrize("messages", TALKS.values(), ids=TALKS)
+each_official = pytest.mark.parametrize("name", REFERENCE["templates"])
 each_reference = pytest.mark.parametrize("talk_name", REFERENCE["conversations"])
 
 
 def tokens(name: str) -> dict[str, str]:
     """Return the bos and eos that models of this template have."""
-    return {key: REFERENCE["templates"][name][key] for key in ("bos", "eos")}
+    return {key: REFERENCE["templates"].get(name, {"bos": "<s>", "eos": "</s>"})[key] for key in ("bos", "eos")}
+
+
+def talks(name: str) -> Iterator[tuple[str, list[Message]]]:
+    """Yield the conversations that a template has a place for, and one that spells its own tokens."""
+    template = TEMPLATES[name]
+    own = "".join(("[INST]", *template.tokens, *template.stops(tokens(name)["eos"])))
+    for talk_name, messages in (*TALKS.items(), ("its own tokens", talk(("user", own), ("assistant", own + "x")))):
+        if template.system is not None or messages[0].role != "system":
+            yield talk_name, messages
 
 
 def text(pieces: list[Piece]) -> str:
@@ -70,17 +123,19 @@ def reference(name: str, talk_name: str) -> tuple[list[Message], str]:
     return talk(*REFERENCE["conversations"][talk_name]), REFERENCE["templates"][name][talk_name]
 
 
-def tokenizer_for(template: Template, bos: str, eos: str) -> PreTrainedTokenizerFast:
+@cache
+def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
     """Make a tokenizer that has one token for each special token and for each other character."""
-    backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    vocab = {token: id for id, token in enumerate(["[UNK]", *CHARACTERS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=bos or None,
-        eos_token=eos or None,
-        additional_special_tokens=list(template.tokens),
+        bos_token=tokens(name)["bos"] or None,
+        eos_token=tokens(name)["eos"] or None,
+        additional_special_tokens=list(TEMPLATES[name].tokens),
     )
-    tokenizer.chat_template = template.jinja()
+    tokenizer.chat_template = TEMPLATES[name].jinja()
     return tokenizer
 
 
@@ -116,11 +171,11 @@ def test_the_plugin_in_the_readme_works() -> None:
     assert stretches(pieces) == ["Hello!<|end|>"]
 
 
-def test_every_template_has_a_reference() -> None:
-    assert set(REFERENCE["templates"]) == set(TEMPLATES)
+def test_there_are_many_kinds_of_conversations() -> None:
+    assert len(TALKS) >= 30
 
 
-@each_template
+@each_official
 @each_reference
 def test_the_text_is_the_official_one(name: str, talk_name: str) -> None:
     messages, marked = reference(name, talk_name)
@@ -128,7 +183,7 @@ def test_the_text_is_the_official_one(name: str, talk_name: str) -> None:
     assert rendered == re.sub("[«»]", "", marked)
 
 
-@each_template
+@each_official
 @each_reference
 def test_trained_is_a_reply_and_what_ends_it_but_not_what_asks_for_it(name: str, talk_name: str) -> None:
     messages, marked = reference(name, talk_name)
@@ -136,7 +191,7 @@ def test_trained_is_a_reply_and_what_ends_it_but_not_what_asks_for_it(name: str,
     assert stretches(pieces) == re.findall("«(.*?)»", marked, re.DOTALL)
 
 
-@each_template
+@each_official
 @each_reference
 def test_generation_starts_where_the_trained_text_starts(name: str, talk_name: str) -> None:
     messages, marked = reference(name, talk_name)
@@ -145,75 +200,88 @@ def test_generation_starts_where_the_trained_text_starts(name: str, talk_name: s
 
 
 @each_template
-@each_talk
-def test_a_prompt_is_the_beginning_of_the_conversation_that_follows(name: str, messages: list[Message]) -> None:
-    whole = TEMPLATES[name].render(messages, **tokens(name))
-    for i, message in enumerate(messages):
-        if message.role == "assistant":
-            prompt = TEMPLATES[name].render(messages[:i], reply=True, **tokens(name))
-            end = len(text(prompt))
-            assert text(whole)[:end] == text(prompt)
-            assert trained(whole)[:end] == trained(prompt)
-            assert trained(whole)[end - 1 : end + 1] == [False, True]
+def test_a_prompt_is_the_beginning_of_the_conversation_that_follows(name: str) -> None:
+    for talk_name, messages in talks(name):
+        whole = TEMPLATES[name].render(messages, **tokens(name))
+        for i, message in enumerate(messages):
+            if message.role == "assistant":
+                prompt = TEMPLATES[name].render(messages[:i], reply=True, **tokens(name))
+                end = len(text(prompt))
+                assert text(whole)[:end] == text(prompt), talk_name
+                assert trained(whole)[:end] == trained(prompt), talk_name
+                assert trained(whole)[end - 1 : end + 1] == [False, True], talk_name
 
 
 @each_template
-@each_talk
-def test_every_reply_is_trained_up_to_its_stop(name: str, messages: list[Message]) -> None:
-    replies = stretches(TEMPLATES[name].render(messages, **tokens(name)))
-    contents = [message.content for message in messages if message.role == "assistant"]
+def test_every_reply_is_trained_up_to_its_stop(name: str) -> None:
     stop = TEMPLATES[name].stops(tokens(name)["eos"])[0]
-    for reply, content in zip(replies, contents, strict=True):
-        assert stop
-        assert reply.endswith(stop)
-        assert content.strip() in reply
+    assert stop
+    for talk_name, messages in talks(name):
+        replies = stretches(TEMPLATES[name].render(messages, **tokens(name)))
+        contents = [message.content for message in messages if message.role == "assistant"]
+        for reply, content in zip(replies, contents, strict=True):
+            assert reply.endswith(stop), talk_name
+            assert content.strip() in reply, talk_name
 
 
 @each_template
-@each_talk
 @pytest.mark.parametrize("reply", [False, True], ids=["conversation", "prompt"])
-def test_the_jinja_form_gives_the_text_of_render(name: str, messages: list[Message], reply: bool) -> None:
-    tokenizer = tokenizer_for(TEMPLATES[name], **tokens(name))
-    rendered = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=reply)
-    assert rendered == text(TEMPLATES[name].render(messages, reply=reply, **tokens(name)))
+def test_the_jinja_form_gives_the_text_and_the_ids_of_render(name: str, reply: bool) -> None:
+    tokenizer = tokenizer_for(name)
+    encoder = Encoder(tokenizer, TEMPLATES[name])
+    for talk_name, messages in talks(name):
+        theirs = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=reply)
+        rendered = TEMPLATES[name].render(messages, reply=reply, **tokens(name))
+        assert theirs == text(rendered), talk_name
+        if talk_name not in FORGED:
+            ids = tokenizer.apply_chat_template(as_dicts(messages), add_generation_prompt=reply, return_dict=False)
+            assert ids == encoder.encode([rendered])[0][0], talk_name
 
 
 @each_template
-@each_talk
 @pytest.mark.parametrize("reply", [False, True], ids=["conversation", "prompt"])
-def test_the_jinja_form_marks_what_is_trained(name: str, messages: list[Message], reply: bool) -> None:
-    tokenizer = tokenizer_for(TEMPLATES[name], **tokens(name))
-    encoded = tokenizer.apply_chat_template(
-        as_dicts(messages),
-        add_generation_prompt=reply,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"return_offsets_mapping": True},
-    )
-    spans = zip(encoded["offset_mapping"], encoded["assistant_masks"], strict=True)
-    marks = [bool(mark) for (start, end), mark in spans for _ in range(start, end)]
-    assert marks == trained(TEMPLATES[name].render(messages, reply=reply, **tokens(name)))
+def test_the_jinja_form_marks_what_is_trained(name: str, reply: bool) -> None:
+    tokenizer = tokenizer_for(name)
+    for talk_name, messages in talks(name):
+        encoded = tokenizer.apply_chat_template(
+            as_dicts(messages),
+            add_generation_prompt=reply,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+        spans = zip(encoded["offset_mapping"], encoded["assistant_masks"], strict=True)
+        marks = [bool(mark) for (start, end), mark in spans for _ in range(start, end)]
+        assert marks == trained(TEMPLATES[name].render(messages, reply=reply, **tokens(name))), talk_name
 
 
 @each_template
 def test_only_what_the_template_wrote_is_control_text(name: str) -> None:
-    messages = talk(("system", "SYS"), ("user", "ASK"), ("assistant", "ANSWER"))
+    messages = talk(("user", "ASK"), ("assistant", "ANSWER"))
+    if TEMPLATES[name].system is not None:
+        messages = [*talk(("system", "SYS")), *messages]
     pieces = TEMPLATES[name].render(messages, **tokens(name))
-    assert [piece.text for piece in pieces if not piece.control] == ["SYS", "ASK", "ANSWER"]
+    assert [piece.text for piece in pieces if not piece.control] == [message.content for message in messages]
 
 
-@each_template
-def test_a_role_without_a_place_is_refused_by_name(name: str) -> None:
-    with pytest.raises(DataError, match=f"the template '{name}' has no place for a tool message"):
-        TEMPLATES[name].render(talk(("user", "Hi"), ("tool", "{}")), **tokens(name))
+@pytest.mark.parametrize(("name", "role"), REFUSED)
+def test_a_role_without_a_place_is_refused_by_name(name: str, role: Role) -> None:
+    with pytest.raises(DataError, match=f"the template '{name}' has no place for a {role} message"):
+        TEMPLATES[name].render([*talk(("user", "Hi")), Message(role, "{}")], **tokens(name))
 
 
 @each_template
 def test_the_special_tokens_are_those_that_the_format_spells(name: str) -> None:
-    spelled = set(re.findall(r"<[|a-z_]+>", TEMPLATES[name].controls()))
+    spelled = set(re.findall(r"<[|\w]+>", TEMPLATES[name].controls())) - PLAIN_TEXT
     if name == "zephyr":  # its marks are plain text to its models
         spelled -= {"<|system|>", "<|user|>", "<|assistant|>"}
     assert set(TEMPLATES[name].tokens) == spelled
+
+
+def test_an_alias_has_the_formats_of_what_it_stands_for() -> None:
+    for alias, name in ALIASES.items():
+        same = dataclasses.replace(TEMPLATES[alias], name=name, source=TEMPLATES[name].source)
+        assert same == TEMPLATES[name], alias
 
 
 @each_template

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ class Progress(Reporter):
 
     def note(self, text: str) -> None:
         self.console.print(Text(text))
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        width = max(len(name) for name, _ in rows)
+        self.note("\n".join([title, *(f"  {name:{width}}  {value}" for name, value in rows)]))
 
     def start(self, done: int, steps: int) -> None:
         self._steps = steps

@@ -19,6 +19,7 @@ from .specs import (
     Objective,
     Optimizer,
     Problem,
+    Remote,
     Tuner,
     TuningMethod,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Problem",
     "Ranking",
     "Record",
+    "Remote",
     "RunSettings",
     "Template",
     "ToolCall",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .formats import ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT
+from .formats import FORMATS
 from .hookspecs import hookimpl
 from .specs import DataFormat, Optimizer
 
@@ -16,7 +16,7 @@ _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has a fused Ad
 
 @hookimpl
 def lmf_formats() -> list[DataFormat]:
-    return [ALPACA, MESSAGES, SHAREGPT, TEXT, TEXT2TEXT]
+    return list(FORMATS)
 
 
 @hookimpl

@@ -98,6 +98,10 @@ def settled(template: JinjaTemplate, tokenizer: PreTrainedTokenizerBase) -> Jinj
                 )
             continue
         said = probe.messages[-1].content or "add"
+        if said not in whole[len(prompt) :]:
+            if number == 0:
+                raise LmfError("The model's chat template drops what the assistant says. Choose another --template.")
+            continue  # it drops calls, which is told when there are some
         end = whole[whole.rfind(said) + len(said) :]
         parts = tokens.split(end)
         # an ordinary reply ends with the first token behind it; behind a call may stand one that closes the call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,8 +64,12 @@ def marked(messages: Sequence[Message]) -> list[Turn]:
     """Return the turns of messages that keep the rules, with the mark of those that call in their own notation."""
     after: list[Message | None] = [*messages[1:], None]
     return [
-        Turn("", message, message.role == "assistant" and not message.calls and _role(following) == "tool")
-        for message, following in zip(messages, after, strict=True)
+        Turn(
+            f"messages[{number}]",
+            message,
+            message.role == "assistant" and not message.calls and _role(following) == "tool",
+        )
+        for number, (message, following) in enumerate(zip(messages, after, strict=True))
     ]
 
 
@@ -109,13 +114,13 @@ def _check_result(turn: Turn, caller: Turn, results: Sequence[Message]) -> None:
     if result.call_id:
         ids = [call.id for call in calls]
         if result.call_id not in ids:
-            known = ", ".join(repr(each) for each in ids if each) or "none"
-            raise DataError(f"{path} answers the call {result.call_id!r}; the ids of {caller.path} are {known}.")
+            known = _listed(each for each in ids if each)
+            raise DataError(f"{path} answers the call {_short(result.call_id)}; the ids of {caller.path} are {known}.")
         if any(each.call_id == result.call_id for each in results):
-            raise DataError(f"{path} answers the call {result.call_id!r} once more; each has one result.")
+            raise DataError(f"{path} answers the call {_short(result.call_id)} once more; each has one result.")
     called = [call.name for call in calls if result.call_id in ("", call.id)]
     if result.name and result.name not in called:
-        raise DataError(f"{path} is the result of {result.name!r}; {caller.path} calls {', '.join(called)}.")
+        raise DataError(f"{path} is the result of {_short(result.name)}; {caller.path} calls {_listed(called)}.")
 
 
 def _misplaced(role: Role, previous: Message | None) -> str:
@@ -129,10 +134,15 @@ def _misplaced(role: Role, previous: Message | None) -> str:
     return f"the role {role} cannot follow {previous.role}; {expected} comes next."
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(_short, list(names)[:5])) or "none"
+
+
 def _role(message: Message | None) -> Role | None:
     return message.role if message else None
 
 
+_short = reprlib.repr  # a text of the data, cut to a line
 _NEXT: dict[Role | None, tuple[Role, ...]] = {
     None: ("system", "user"),
     "system": ("user",),

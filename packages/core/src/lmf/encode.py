@@ -113,9 +113,11 @@ class Encoder:
     Attributes:
         control_ids: The tokens that only a template can write: the tokenizer's special
             tokens and those that the template names.
-        stop_ids: Those of them that end a reply.
+        end_ids: Those of them that end a reply; without a template, the one that ends a text.
+        bos_id: The one that begins a text, or None.
         refused: The records that were skipped, each with the reason.
         split: How many conversations became several examples.
+        learns_ends: Whether what ends a reply is learned.
 
     Raises:
         LmfError: The tokenizer has no fast form, or lacks a token that the template needs.
@@ -139,6 +141,7 @@ class Encoder:
         self.on_bad_record = on_bad_record
         self.refused: list[str] = []
         self.split = 0
+        self.learns_ends = True
         self.bos = str(tokenizer.bos_token or "")
         self.eos = str(tokenizer.eos_token or "")
         named = {token: backend.token_to_id(token) for token in template.tokens} if template else {}
@@ -159,8 +162,9 @@ class Encoder:
         # tokens that swallow the white space before or after them
         self._lstrip = {token.content for token in added.values() if token.lstrip}
         self._rstrip = {token.content for token in added.values() if token.rstrip}
-        stops = template.stops(self.eos) if template else ()
-        self.stop_ids = frozenset(self._ids[stop] for stop in stops if stop in self._ids)
+        ends = template.stops(self.eos) if template else (self.eos,)
+        self.end_ids = frozenset(self._ids[end] for end in ends if end in self._ids)
+        self.bos_id = self._ids.get(self.bos)
         self._shield = Shield(self._ids)
         self._written: dict[str, list[str]] = {}  # what _cut_at_controls found
         text = backend.to_str()
@@ -197,6 +201,7 @@ class Encoder:
         """
         template = self.template
         assert template
+        self.learns_ends = train_end
         where: list[str] = []
         problems: list[str] = []
 
@@ -342,7 +347,7 @@ class Encoder:
 
     def _labelled(self, example: Example, loss_on: LossOn, train_end: bool) -> tuple[list[int], list[int]]:
         labels = example.ids if loss_on == "all" else example.labels
-        return example.ids, labels if train_end else [IGNORED if id in self.stop_ids else id for id in labels]
+        return example.ids, labels if train_end else [IGNORED if id in self.end_ids else id for id in labels]
 
     def _encode_texts(self, parts: Iterable[_Text]) -> dict[_Text, tuple[list[int], int]]:
         """Encode texts. Returns the ids of each, and how many of them are trained."""

@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -123,7 +124,7 @@ def shown(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _part(path: Path) -> Iterator[IO[Any]]:
+def _part(path: Path) -> Iterator[BufferedRandom]:
     """Open a file of this process alone beside ``path``, and remove it in the end if it is still there.
 
     A lock tells whether its process lives: what a killed one left is removed here.
@@ -139,7 +140,7 @@ def _part(path: Path) -> Iterator[IO[Any]]:
             Path(stream.name).unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[Any]:
+def _locked(path: Path) -> BufferedRandom:
     """Open a new file beside ``path`` and lock it."""
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
@@ -274,7 +275,7 @@ def _authorization(url: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def _receive(source: _File | _Web, part: IO[Any], expected: int | None, progress: Progress) -> None:
+def _receive(source: _File | _Web, part: BufferedRandom, expected: int | None, progress: Progress) -> None:
     """Write the whole file, in as many attempts as it takes while there is progress."""
     attempt = 0
     while True:
@@ -296,7 +297,12 @@ def _receive(source: _File | _Web, part: IO[Any], expected: int | None, progress
 
 
 def _copy(
-    source: _File | _Web, stream: IO[Any], part: IO[Any], total: int | None, expected: int | None, progress: Progress
+    source: _File | _Web,
+    stream: IO[Any],
+    part: BufferedRandom,
+    total: int | None,
+    expected: int | None,
+    progress: Progress,
 ) -> None:
     progress(part.tell(), total)
     while chunk := _read(stream):
@@ -326,13 +332,13 @@ def _check_length(url: str, total: int | None, expected: int | None) -> None:
         )
 
 
-def _check_room(url: str, part: IO[Any], needed: int) -> None:
+def _check_room(url: str, part: BufferedRandom, needed: int) -> None:
     free = shutil.disk_usage(Path(part.name).parent).free
     if needed > free:
         raise DataError(f"{url} needs {needed:,} bytes, but the disk of {Path(part.name).parent} has {free:,} left.")
 
 
-def _check(url: str, part: IO[Any], sha256: str | None, expected: int | None, suffix: str) -> None:
+def _check(url: str, part: BufferedRandom, sha256: str | None, expected: int | None, suffix: str) -> None:
     part.seek(0)
     head = part.read(512).lstrip().lower()
     if suffix not in (".html", ".htm") and head.startswith((b"<!doctype html", b"<html")):

@@ -91,8 +91,15 @@ def allow(record: Mapping[str, Any], known: frozenset[str], path: str = "") -> N
             what, harmless = _MEANINGS[key]
             if not harmless(record[key]):
                 raise DataError(f"{path}{key}: {what}")
-        elif (meant := _misspelled(key, known)) and meant not in record:
+        elif (meant := misspelled(key, known)) and meant not in record:
             raise DataError(f"{path}{key} is an unknown key. Did you mean {meant!r}?")
+
+
+@lru_cache(maxsize=4096)
+def misspelled(key: str, known: frozenset[str]) -> str:
+    """Return the known key that ``key`` nearly spells, or ""; keys that resemble none are the data's own notes."""
+    close = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.8)
+    return close[0] if close else ""
 
 
 def text_only(record: Mapping[str, Any]) -> None:
@@ -101,13 +108,6 @@ def text_only(record: Mapping[str, Any]) -> None:
         what, harmless = _MEANINGS[key]
         if not harmless(record[key]):
             raise DataError(f"{key}: {what}")
-
-
-@lru_cache(maxsize=4096)
-def _misspelled(key: str, known: frozenset[str]) -> str:
-    """Return the known key that ``key`` nearly spells; keys that resemble none are the data's own notes."""
-    close = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.8)
-    return close[0] if close else ""
 
 
 def _empty(value: Any) -> bool:

@@ -131,10 +131,16 @@ class _View:
     """Renderings of the beginnings of one conversation."""
 
     def __init__(self, template: JinjaTemplate, conversation: Conversation, bos: str, eos: str):
+        from jinja2 import TemplateSyntaxError
+
         from .sandbox import compiled
 
         self.template, self.conversation = template, conversation
-        self.program = compiled(template.text)
+        try:
+            self.program = compiled(template.text)
+        except TemplateSyntaxError as error:
+            where = f"line {error.lineno}: {error}"
+            raise DataError(f"the template {template.name!r} is not valid Jinja: {where}") from None
         self.messages = [_dict(message) for message in conversation.messages]
         self.size = sum(len(m.content) + len(m.reasoning) for m in conversation.messages) + 10_000
         self.context = {"bos_token": bos, "eos_token": eos, "tools": list(conversation.tools) or None}

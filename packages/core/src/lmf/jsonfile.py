@@ -331,7 +331,7 @@ def _leaves(value: Any) -> Iterator[str | float]:
 
 
 def _unusable(leaf: str | float) -> str:
-    if isinstance(leaf, float):
+    if not isinstance(leaf, str):
         return "" if math.isfinite(leaf) else f"{leaf} is not a number that JSON has; write null or a number."
     if "\0" in leaf:
         return r"a string holds the character NUL (\u0000); remove it."

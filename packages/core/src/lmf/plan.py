@@ -17,9 +17,10 @@ from typing import Any
 
 from .choose import named_template
 from .config import flag
-from .data import Data, read
+from .data import Data
 from .errors import ConfigError, LmfError, did_you_mean
 from .jinja import AnyTemplate
+from .mixture import held_out_data, training_data
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import RunSettings
@@ -115,8 +116,8 @@ def make_plan(
         raise ConfigError("--eval-data and --eval-split are two ways to the same thing; give one of them.")
     if settings.patience and not (settings.eval_data or settings.eval_split):
         raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
-    data = read(settings.data, goal.data, plugins)
-    held_out = read(settings.eval_data, goal.data, plugins) if settings.eval_data else Data([], [])
+    data = training_data(settings, goal.data, plugins)
+    held_out = held_out_data(settings, goal.data, plugins)
     model = find_model(settings.model, plugins, settings.allow_pickle)
     if template is None and model.template:
         template = plugins.templates[model.template]
@@ -181,9 +182,9 @@ def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:
         if name not in MAY_CHANGE and run["settings"].get(name) != value
     ]
     for key, data in (("data", plan.data), ("held_out_data", plan.held_out)):
-        then = [(Path(source["path"]).name, source["sha256"]) for source in run[key]]
-        for old, new in zip_longest(then, [(s.path.name, s.sha256) for s in data.sources]):
-            if old is None or new is None or old[1] != new[1]:
+        then = [(Path(source["path"]).name, source["sha256"], source.get("weight", "")) for source in run[key]]
+        for old, new in zip_longest(then, [(s.path.name, s.sha256, s.weight) for s in data.sources]):
+            if old is None or new is None or old[1:] != new[1:]:
                 changed.append(f"  {key.replace('_', ' ')}: {_file(old)} then, {_file(new)} now")
     if changed:
         raise ConfigError(
@@ -195,12 +196,16 @@ def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:
 
 def _inputs(plan: Plan) -> list[tuple[str, Path]]:
     """Return the files and folders that the run reads, and what each is."""
-    data = [("data", source.path) for source in (*plan.data.sources, *plan.held_out.sources)]
+    sources = (*plan.data.sources, *plan.held_out.sources)
+    data = [("data", source.path) for source in sources if source.path.exists()]  # others are no files
     return [*data, *([("model", plan.model.folder)] if plan.model.folder else [])]
 
 
-def _file(entry: tuple[str, str] | None) -> str:
-    return f"{entry[0]} (sha256 {entry[1][:12]})" if entry else "no file"
+def _file(entry: tuple[str, str, str] | None) -> str:
+    if not entry:
+        return "no file"
+    name, sha256, weight = entry
+    return f"{name} (sha256 {sha256[:12]}{f', weight {weight}' if weight else ''})"
 
 
 def _plain(value: Any) -> Any:

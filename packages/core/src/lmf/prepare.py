@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import packing
-from .choose import AUTO, own_template, settled, with_reasoning
-from .encode import Encoder, Example
+from .choose import AUTO, own_template, settled, with_reasoning, without_reasoning
+from .conversation import Conversation
+from .data import Data
+from .encode import SHOWN, Encoder, Example
 from .errors import ConfigError, DataError
+from .fit import Survey, fit
 from .jinja import AnyTemplate, JinjaTemplate
 from .models import load_config, load_model, load_tokenizer
 from .plan import Plan
 from .report import Reporter
-from .settings import RunSettings
 from .sources import family
 from .specs import Criterion, ModelSpec, Tuner
 
@@ -36,6 +37,7 @@ class Material:
         template_name: What finds it again: ``package:name``, or ``auto`` where the tokenizer holds it.
         encoder: Encodes with both.
         criterion: The objective at work.
+        surveys: What the data hold and what was left out of them, one for each part.
         train: The training examples.
         held_out: The examples to measure the loss on.
         added: Ids of tokens that the tokenizer lacked.
@@ -46,6 +48,7 @@ class Material:
     template_name: str | None
     encoder: Encoder
     criterion: Criterion
+    surveys: tuple[Survey, ...]
     train: list[Example]
     held_out: list[Example]
     added: tuple[int, ...]
@@ -60,6 +63,7 @@ class Learner:
         tuner: The method at work.
         spec: The model's family.
         packed: Whether examples are laid end to end.
+        padding: The share of what is computed that is padding.
         compute: Precision of the forward pass.
         new_tokens: Ids of the template's tokens that the base never learned.
     """
@@ -68,6 +72,7 @@ class Learner:
     tuner: Tuner
     spec: ModelSpec
     packed: bool
+    padding: float
     compute: torch.dtype
     new_tokens: tuple[int, ...]
 
@@ -83,12 +88,50 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
     template, name, added = None, None, ()
     if plan.objective.data != "text":
         template, name, added = _settle_template(plan, tokenizer, report)
-    encoder = Encoder(tokenizer, template, settings.max_tokens)
+    encoder = Encoder(tokenizer, template, settings.max_tokens, settings.on_bad)
     criterion = plan.objective.build(plan.objective_options)
-    examples = fit(criterion.encode(plan.data.records, encoder), settings, "training", report)
+    surveys: list[Survey] = []
+
+    def examples_of(data: Data, name: str) -> list[Example]:
+        records = data.records
+        if settings.reasoning == "disable":
+            records = [
+                replace(r, data=without_reasoning(r.data)) if isinstance(r.data, Conversation) else r for r in records
+            ]
+        encoder.refused.clear()
+        encoder.split = 0
+        encoded = criterion.encode(records, encoder)
+        for note in [*data.notes, *encoder.refused[:SHOWN]]:
+            report.note(note)
+        if encoder.split:
+            report.note(
+                f"{encoder.split:,} {name} conversations became an example for each reply: "
+                "the template rewrites earlier turns when a conversation goes on"
+            )
+        examples, survey = fit(
+            encoded,
+            settings.max_tokens,
+            settings.on_overflow,
+            name=name,
+            records=len(records),
+            ends=encoder.end_ids,
+            bos=encoder.bos_id,
+            refused=len(encoder.refused),
+            most_dropped=settings.max_dropped,
+        )
+        if encoder.end_ids and encoder.learns_ends and not survey.ends:
+            raise DataError(
+                f"0 of {survey.examples:,} {name} examples train the token that ends a reply; the model would never "
+                "stop. Raise --max-tokens, or choose another --on-overflow."
+            )
+        surveys.append(survey)
+        report.table(f"{name} data", survey.rows())
+        return examples
+
+    examples = examples_of(plan.data, "training")
     held_out: list[Example] = []
     if plan.held_out.records:
-        held_out = fit(criterion.encode(plan.held_out.records, encoder), settings, "held-out", report)
+        held_out = examples_of(plan.held_out, "held-out")
     elif settings.eval_split:
         examples, held_out = split(examples, settings.eval_split, settings.seed)
         report.note(f"{len(held_out):,} of the training examples are held out")
@@ -98,62 +141,39 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
         template_name=name,
         encoder=encoder,
         criterion=criterion,
+        surveys=tuple(surveys),
         train=examples,
         held_out=held_out,
         added=added,
     )
 
 
-def fit(examples: Sequence[Example], settings: RunSettings, name: str, report: Reporter) -> list[Example]:
-    """Apply ``--max-tokens`` and leave out examples without anything to learn; every one is counted and told.
-
-    Raises:
-        DataError: Some are too long and that is not allowed, or nothing is left.
-    """
-    limit, policy = settings.max_tokens, settings.too_long
-    long = [e for e in examples if len(e.ids) > limit]
-    if long and policy == "error":
-        longest = max(long, key=lambda e: len(e.ids))
-        raise DataError(
-            f"{len(long):,} of {len(examples):,} {name} examples are longer than --max-tokens {limit}; "
-            f"the longest has {len(longest.ids):,} tokens ({longest.where}).\n"
-            "Raise --max-tokens, or choose --too-long skip or --too-long cut."
-        )
-    if long:
-        report.note(
-            f"{len(long):,} {name} examples longer than {limit} tokens: {'left out' if policy == 'skip' else 'cut'}"
-        )
-    kept = [
-        e if len(e.ids) <= limit else Example(e.ids[:limit], e.labels[:limit], e.where)
-        for e in examples
-        if len(e.ids) <= limit or policy == "cut"
-    ]
-    learned = [e for e in kept if e.weight]
-    if len(learned) < len(kept):
-        first = next(e for e in kept if not e.weight)
-        report.note(
-            f"{len(kept) - len(learned):,} {name} examples without a token to learn left out, first {first.where}"
-        )
-    if not learned:
-        raise DataError(
-            f"None of the {len(examples):,} {name} examples has a token to learn within --max-tokens {limit}.\n"
-            "The loss counts the assistant's replies; see that there are some and that they come early enough."
-        )
-    tokens, trained = sum(len(e.ids) for e in learned), sum(e.weight for e in learned)
-    report.note(f"{len(learned):,} {name} examples, {tokens:,} tokens, {trained:,} of them learned")
-    return learned
-
-
 def split(examples: list[Example], part: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Hold out a share of the examples, chosen by the seed; both parts keep their order."""
-    count = max(1, round(len(examples) * part))
-    if count >= len(examples):
-        raise DataError(f"--eval-split {part} leaves nothing to train on: there are {len(examples)} examples.")
-    chosen = set(random.Random(f"{seed}:split").sample(range(len(examples)), count))
-    return (
-        [e for i, e in enumerate(examples) if i not in chosen],
-        [e for i, e in enumerate(examples) if i in chosen],
-    )
+    """Hold out a share of the records, chosen by the seed; both parts keep their order.
+
+    All examples of a record go the same way. Only the blocks of a single document are parted.
+    """
+    places = list(dict.fromkeys(e.where for e in examples))
+    keys: list[Any] = [e.where for e in examples] if len(places) > 1 else list(range(len(examples)))
+    distinct = list(dict.fromkeys(keys))
+    count = max(1, round(len(distinct) * part))
+    if count >= len(distinct):
+        raise DataError(f"--eval-split {part} leaves nothing to train on: there are {len(distinct)} examples.")
+    chosen = {distinct[i] for i in random.Random(f"{seed}:split").sample(range(len(distinct)), count)}
+    pairs = list(zip(examples, keys, strict=True))
+    return [e for e, key in pairs if key not in chosen], [e for e, key in pairs if key in chosen]
+
+
+def padding_share(examples: list[Example], batch_size: int, micro_batch_tokens: int, seed: int) -> float:
+    """Return the share of padding in what the first epoch computes where examples are padded."""
+    steps = packing.steps_per_epoch(len(examples), batch_size)
+    batches = [
+        batch
+        for chunk in packing.batches(examples, batch_size, seed, 0, steps)
+        for batch in packing.micro_batches(chunk, micro_batch_tokens, packed=False)
+    ]
+    computed = sum(len(batch) * max(len(e.ids) for e in batch) for batch in batches)
+    return 1 - sum(len(e.ids) for e in examples) / computed
 
 
 def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
@@ -183,13 +203,14 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     if new:
         names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
         report.note(f"the base model never learned {names}: their embeddings are trained too")
+    share = 0.0
     packed = plan.kernel is None and packing.packable(model)
     if packed:
         model.set_attn_implementation(packing.ATTENTION)
     else:
-        report.note(
-            "examples are padded: " + ("--attention was given" if plan.kernel else "this architecture cannot be packed")
-        )
+        why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
+        share = padding_share(material.train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
+        report.note(f"examples are padded: {why}; {share:.0%} of what is computed is padding")
     if settings.gradient_checkpointing:
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -204,7 +225,13 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     total = sum(p.numel() for p in model.parameters())
     report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {str(compute).split('.')[1]}")
     return Learner(
-        model=model.to(device), tuner=tuner, spec=spec, packed=packed, compute=compute, new_tokens=tuple(new)
+        model=model.to(device),
+        tuner=tuner,
+        spec=spec,
+        packed=packed,
+        padding=share,
+        compute=compute,
+        new_tokens=tuple(new),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -11,6 +11,11 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Something worth a line: what was chosen, counted or saved."""
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """An account of something, a name and a value a row."""
+        for name, value in rows:
+            self.note(f"{title}: {name}: {value}")
 
     def start(self, done: int, steps: int) -> None:
         """The loop begins after ``done`` of ``steps`` optimizer steps."""

@@ -17,6 +17,17 @@ class RunSettings:
 
     model: str = option(help="Base model: a folder, a GGUF file, a checkpoint name (lmf models) or a hub id.")
     data: tuple[str, ...] = option(help="Training data: files, folders or data set names; give it again for more.")
+    format: str | None = option(None, "Data format of all records; by default the keys of each tell it.")
+    columns: tuple[str, ...] = option((), "Other names of keys, as KEY=COLUMN: instruction=question.", commas=True)
+    on_bad: Literal["error", "skip"] = option("error", "What to do with records that cannot be learned from.")
+    mix: Literal["concat", "interleave-first", "interleave-all"] = option(
+        "concat", "All data; or shares (--data NAME:WEIGHT) until the first or until all are used up."
+    )
+    dedup: bool = option(False, "Leave out records that hold exactly what an earlier one holds.")
+    max_samples: int | None = option(None, "Most training records; the seed chooses them.", min=1)
+    system: tuple[str, ...] = option(
+        (), "System message for conversations without one; one text, or one for each --data."
+    )
     output: Path = option(OUT, "Folder for the tuned model; must not exist yet.")
     overwrite: bool = option(False, "Replace an earlier run in the output folder.")
     resume: bool = option(False, "Continue the interrupted run in the output folder.")
@@ -26,7 +37,10 @@ class RunSettings:
         "strip", "Reasoning of earlier turns: as the template does it, kept, or no reasoning at all."
     )
     max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
-    too_long: Literal["error", "skip", "cut"] = option("error", "What to do with longer conversations.")
+    on_overflow: Literal["error", "drop", "truncate-left", "truncate-right", "split"] = option(
+        "drop", "What to do with longer examples; truncate-right keeps the whole replies that fit."
+    )
+    max_dropped: float = option(0.05, "Largest share of the examples that may be dropped.", min=0, max=1)
 
     eval_data: tuple[str, ...] = option((), "Held-out data to measure the loss on.")
     eval_split: float = option(0.0, "Share of the training data to hold out instead.", min=0, max=0.5)

@@ -217,6 +217,8 @@ class DataFormat:
         matches: Whether a JSON object looks like this format, judged by its keys.
         read: Turns the object into what a record of that kind holds. Raises ``DataError`` that
             names the key; the reader adds file and line.
+        write: Turns that back into an object of which ``read`` gives the same. Raises
+            ``DataError`` that says what the format cannot express. None if it is only read.
     """
 
     name: str
@@ -225,6 +227,7 @@ class DataFormat:
     example: str
     matches: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any]], Content]
+    write: Callable[[Any], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Data files as text: opens them, unpacks gzip and Zstandard, and refuses what is not UTF-8, each with its own cause."""
+"""Data files as text: opens and unpacks them, and refuses what is not UTF-8, each with its own cause."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _decode(raw: bytes, offset: int = 0) -> str:
 
 
 @contextmanager
-def _opened(path: Path, piped: Piped | None = None) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+def _opened(path: Path, piped: Piped | None = None) -> Iterator[io.BufferedReader[Any] | gzip.GzipFile]:
     """Open a file, unpacked, if its first bytes look like text."""
     if piped:
         stream = io.BufferedReader(piped, _CHUNK)

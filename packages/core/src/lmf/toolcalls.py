@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,19 +16,23 @@ from .jsonfile import noun
 RECORD_KEYS = frozenset({"tools", "functions"})  # what declares the tools of a record
 
 
-def declared(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def declared(record: Mapping[str, Any], path: str = "") -> tuple[Mapping[str, Any], ...]:
     """Return the tools that a record declares, in OpenAI's form.
 
     ``tools`` or the older ``functions`` is a list or its JSON text. Each tool is an object or
     its JSON text, whole or only the function in it: ``{"name": ..., "parameters": ...}``.
+
+    Args:
+        record: What declares them.
+        path: What stands before a key in an error.
     """
     keys = fields.given(record, ("tools", "functions"))
     if not keys:
         return ()
     if len(keys) > 1:
-        raise DataError("tools and functions both declare the tools; keep one of them.")
-    (path,) = keys
-    tools = fields.items(path, fields.unpacked(path, record[path]))
+        raise DataError(f"{path}tools and {path}functions both declare the tools; keep one of them.")
+    path += keys[0]
+    tools = fields.items(path, fields.unpacked(path, record[keys[0]]))
     return tuple(_tool(f"{path}[{number}]", item) for number, item in enumerate(tools))
 
 
@@ -63,7 +68,7 @@ def spoken(path: str, text: str) -> tuple[ToolCall, ...]:
 def listed(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     """Return calls as OpenAI writes them: the opposite of ``called``."""
     return [
-        _identity(call) | {"type": "function", "function": {"name": call.name, "arguments": _dump(call.arguments)}}
+        _identity(call) | {"type": "function", "function": {"name": call.name, "arguments": dump(call.arguments)}}
         for call in calls
     ]
 
@@ -71,7 +76,12 @@ def listed(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 def dumped(calls: Sequence[ToolCall]) -> str:
     """Return the JSON of one call, or of a list: the opposite of ``spoken``."""
     values = [_identity(call) | {"name": call.name, "arguments": call.arguments} for call in calls]
-    return _dump(values if len(values) > 1 else values[0])
+    return dump(values if len(values) > 1 else values[0])
+
+
+def dump(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _tool(path: str, item: Any) -> Mapping[str, Any]:
@@ -102,7 +112,9 @@ def _several(path: str, values: list[Any]) -> tuple[ToolCall, ...]:
     ids = [call.id for call in calls if call.id]
     for number, call in enumerate(calls):
         if call.id and ids.count(call.id) > 1:
-            raise DataError(f"{path}[{number}].id {call.id!r} is that of another call too; each has its own.")
+            raise DataError(
+                f"{path}[{number}].id {reprlib.repr(call.id)} is that of another call too; each has its own."
+            )
     return calls
 
 
@@ -139,10 +151,6 @@ def _name(path: str, function: Mapping[str, Any]) -> str:
 
 def _identity(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id} if call.id else {}
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 _JSON = re.compile(r"\s*(\{|\[\s*[\{\]])")  # what begins like this is meant as JSON

@@ -366,6 +366,8 @@ class _Run:
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
             "new_tokens": list(self.learner.new_tokens),
             "data": [dataclasses.asdict(source) for source in plan.data.sources],
+            "surveys": [dataclasses.asdict(survey) for survey in self.material.surveys],
+            "padding": self.learner.padding,
             "held_out_data": [dataclasses.asdict(source) for source in plan.held_out.sources],
             "plugins": {p.package: p.version for p in plan.plugins.installed if not p.problem},
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")},

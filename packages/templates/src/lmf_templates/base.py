@@ -1,10 +1,22 @@
-"""Models that were never taught a conversation, and the format without markup for them.
+"""Models that were never taught a conversation, and the formats without markup for them.
 
 ``plain`` writes the prompt, a newline and the reply. It is the format for base models and for
 data that are completions: it adds no token, so nothing has to be learned besides the text.
+``empty`` writes not even the newline, and starts every turn as a text of its own.
 """
 
+from dataclasses import replace
+
 from lmf import ModelSpec, Template
+
+_EMPTY = Template(
+    name="empty",
+    source="https://github.com/OptimalScale/LMFlow/blob/main/src/lmflow/utils/conversation_template/base.py",
+    user="{bos}{content}",
+    assistant="",
+    reply="{content}{eos}",
+    stop=("{eos}",),
+)
 
 TEMPLATES = [
     Template(
@@ -17,6 +29,10 @@ TEMPLATES = [
         reply="{content}{eos}",
         stop=("{eos}",),
     ),
+    _EMPTY,
+    replace(_EMPTY, name="disable"),  # LMFlow's other name for it
+    replace(_EMPTY, name="vanilla"),  # and LLM-Genie's
+    replace(_EMPTY, name="empty_no_special_tokens", user="{content}"),
 ]
 
 _PROJECTIONS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")

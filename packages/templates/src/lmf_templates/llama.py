@@ -2,6 +2,33 @@
 
 from lmf import ModelSpec, Template
 
+# Every turn starts a text of its own, and a space stands before the end of a reply.
+LLAMA2 = Template(
+    name="llama2",
+    source="https://github.com/meta-llama/llama/blob/main/llama/generation.py",
+    system="<<SYS>>\n{content}\n<</SYS>>\n\n",
+    system_in_user=True,
+    user="{bos}[INST] {content} [/INST]",
+    assistant="",
+    reply=" {content} {eos}",
+    strip=True,
+    stop=("{eos}",),
+)
+
+# Llama 3.0. From 3.1 on, the official template also writes the date into a system message.
+LLAMA3 = Template(
+    name="llama3",
+    source="https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/",
+    start="{bos}",
+    system="<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>",
+    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    reply="{content}<|eot_id|>",
+    strip=True,
+    stop=("<|eot_id|>",),
+    tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+
 TEMPLATES = [
     # Stanford's format is for one turn. Further turns follow after an empty line.
     Template(
@@ -34,31 +61,8 @@ TEMPLATES = [
         ),
         stop=("{eos}",),
     ),
-    # Every turn starts a text of its own, and a space stands before the end of a reply.
-    Template(
-        name="llama2",
-        source="https://github.com/meta-llama/llama/blob/main/llama/generation.py",
-        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
-        system_in_user=True,
-        user="{bos}[INST] {content} [/INST]",
-        assistant="",
-        reply=" {content} {eos}",
-        strip=True,
-        stop=("{eos}",),
-    ),
-    # Llama 3.0. From 3.1 on, the official template also writes the date into a system message.
-    Template(
-        name="llama3",
-        source="https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/",
-        start="{bos}",
-        system="<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>",
-        user="<|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>",
-        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        reply="{content}<|eot_id|>",
-        strip=True,
-        stop=("<|eot_id|>",),
-        tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    ),
+    LLAMA2,
+    LLAMA3,
 ]
 
 # The names of Llama's linear layers; Qwen, Gemma and Mistral took them over.

@@ -1,4 +1,4 @@
-"""Mistral, and Zephyr, which was made from it.
+"""Mistral, and what was made from it: OpenChat and Zephyr.
 
 ``mistral`` is version 1 of Mistral's format: Mistral 7B Instruct v0.1 and v0.2, Mixtral 8x7B.
 Versions 2 and 3 turn [INST] into tokens, drop the spaces around them, and move the system text
@@ -20,6 +20,17 @@ TEMPLATES = [
         assistant="",
         reply=" {content}{eos}",
         stop=("{eos}",),
+    ),
+    Template(
+        name="openchat",  # OpenChat 3.5
+        source="https://huggingface.co/openchat/openchat-3.5-0106/blob/main/tokenizer_config.json",
+        start="{bos}",
+        system="GPT4 Correct System: {content}<|end_of_turn|>",
+        user="GPT4 Correct User: {content}<|end_of_turn|>",
+        assistant="GPT4 Correct Assistant:",
+        reply=" {content}<|end_of_turn|>",
+        stop=("<|end_of_turn|>",),
+        tokens=("<|end_of_turn|>",),
     ),
     # The official template writes no token for the beginning. <|user|> and its like are plain text.
     Template(

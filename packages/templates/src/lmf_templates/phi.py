@@ -7,19 +7,19 @@ must start with the same text.
 
 from lmf import ModelSpec, Template
 
-TEMPLATES = [
-    Template(
-        name="phi3",
-        source="https://huggingface.co/microsoft/Phi-3-mini-4k-instruct/blob/main/tokenizer_config.json",
-        system="<|system|>\n{content}<|end|>\n",
-        user="<|user|>\n{content}<|end|>\n",
-        assistant="<|assistant|>\n",
-        reply="{content}<|end|>",
-        after_reply="\n",
-        stop=("<|end|>",),
-        tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    ),
-]
+PHI3 = Template(
+    name="phi3",
+    source="https://huggingface.co/microsoft/Phi-3-mini-4k-instruct/blob/main/tokenizer_config.json",
+    system="<|system|>\n{content}<|end|>\n",
+    user="<|user|>\n{content}<|end|>\n",
+    assistant="<|assistant|>\n",
+    reply="{content}<|end|>",
+    after_reply="\n",
+    stop=("<|end|>",),
+    tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+
+TEMPLATES = [PHI3]
 
 FAMILIES = [
     ModelSpec(

@@ -49,18 +49,20 @@ def lmf_templates() -> list[Template]:
 
 @hookimpl
 def lmf_datasets() -> list[DataSet]:
-    source = "Written for LMF, Apache-2.0; see the demo folder of lmf-smollm2."
+    source = "Written for LMF; see the demo folder of lmf-smollm2."
     return [
         DataSet(
             name="cards",
             summary="303 conversations: every answer is a card of three lines.",
             source=source,
+            licence="Apache-2.0",
             files=lambda: [DATA / "cards.jsonl"],
         ),
         DataSet(
             name="cards-heldout",
             summary="50 more conversations of the same kind, to measure the loss on.",
             source=source,
+            licence="Apache-2.0",
             files=lambda: [DATA / "cards-heldout.jsonl"],
         ),
     ]

@@ -1,0 +1,174 @@
+"""Examples that are too long, and the account of what the data hold and what was left out of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .encode import IGNORED, Example
+from .errors import DataError
+
+Overflow = Literal["error", "drop", "truncate-left", "truncate-right", "split"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What the examples of a run are like.
+
+    Attributes:
+        name: "training" or "held-out".
+        records: Number of records that were read.
+        examples: Number of examples that are learned from.
+        tokens: Their tokens.
+        trained: Those of them that the loss counts.
+        lengths: Tokens of an example, before any was cut: at these percentiles, ``("50%", "90%", "99%", "max")``.
+        dropped: Number of examples left out, by reason.
+        truncated: Number of examples that were cut, or cut up.
+        ends: Number of examples that learn where a reply or a text ends.
+    """
+
+    name: str
+    records: int
+    examples: int
+    tokens: int
+    trained: int
+    lengths: dict[str, int]
+    dropped: dict[str, int]
+    truncated: int
+    ends: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the account as rows of a table: what is counted, and the count."""
+        dropped = sum(self.dropped.values())
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        return [
+            ("records", f"{self.records:,}"),
+            ("examples", f"{self.examples:,}"),
+            ("tokens", f"{self.tokens:,}"),
+            ("trained tokens", f"{self.trained:,} ({self.trained / self.tokens:.0%})"),
+            ("tokens an example", ", ".join(f"{at} {count:,}" for at, count in self.lengths.items())),
+            ("dropped", f"{dropped:,}" + (f" ({reasons})" if dropped else "")),
+            ("truncated", f"{self.truncated:,}"),
+            ("ends trained", f"{self.ends:,} of {self.examples:,} examples"),
+        ]
+
+
+def fit(
+    examples: Sequence[Example],
+    limit: int,
+    policy: Overflow,
+    *,
+    name: str,
+    records: int,
+    ends: Collection[int] = (),
+    bos: int | None = None,
+    refused: int = 0,
+    most_dropped: float = 1.0,
+) -> tuple[list[Example], Survey]:
+    """Bring examples to a length, leave out those without anything to learn, and count both.
+
+    Args:
+        examples: The examples.
+        limit: Longest example in tokens.
+        policy: What to do with longer ones. ``truncate-right`` keeps as many whole replies as fit,
+            ``truncate-left`` the last tokens, so no reply loses its end; ``split`` makes several of one.
+        name: What to call the examples.
+        records: Number of records that were read.
+        ends: Ids of the tokens that end a reply or a text.
+        bos: The token that begins a text, which ``truncate-left`` keeps.
+        refused: Number of records that the template refused; they count as dropped.
+        most_dropped: Largest share of the examples that may be dropped.
+
+    Raises:
+        DataError: Too much would be dropped, or nothing would be left.
+    """
+    learned: list[Example] = []
+    dropped = Counter({_REFUSED: refused})
+    first: dict[str, str] = {}
+    long = [e for e in examples if len(e.ids) > limit]
+    longest = max(long, key=lambda e: len(e.ids), default=None)
+    if longest and policy == "error":
+        raise DataError(
+            f"{len(long):,} of {len(examples):,} {name} examples are longer than --max-tokens {limit}; "
+            f"the longest has {len(longest.ids):,} tokens ({longest.where}).\n{_ADVICE}"
+        )
+    for example in examples:
+        parts, reason = [example], _BARREN
+        if len(example.ids) > limit and example.weight:
+            parts = _shortened(example, limit, policy, ends, bos)
+            reason = _LONG if policy == "drop" else _NOTHING
+        parts = [part for part in parts if part.weight]
+        learned += parts
+        if not parts:
+            dropped[reason] += 1
+            first.setdefault(reason, example.where)
+    reasons = {reason.format(limit=limit): count for reason, count in dropped.items() if count}
+    total = len(examples) + refused
+    told = "".join(
+        f"\n  {count:,} {reason.format(limit=limit)}" + (f", first {first[reason]}" if reason in first else "")
+        for reason, count in dropped.items()
+        if count
+    )
+    if not learned:
+        raise DataError(f"None of the {total:,} {name} examples can be learned from:{told}\n{_NONE}")
+    if dropped.total() > most_dropped * total:
+        raise DataError(
+            f"{dropped.total():,} of {total:,} {name} examples would be dropped, "
+            f"more than --max-dropped {most_dropped:g} allows:{told}\n{_ADVICE}"
+        )
+    cut = 0 if policy == "drop" else len(long) - dropped[_NOTHING]
+    return learned, Survey(
+        name=name,
+        records=records,
+        examples=len(learned),
+        tokens=sum(len(e.ids) for e in learned),
+        trained=sum(e.trained for e in learned),
+        lengths=_percentiles([len(e.ids) for e in examples]),
+        dropped=reasons,
+        truncated=cut,
+        ends=sum(not set(ends).isdisjoint(e.labels[1:]) for e in learned),
+    )
+
+
+def _shortened(example: Example, limit: int, policy: Overflow, ends: Collection[int], bos: int | None) -> list[Example]:
+    """Return what a policy leaves of an example that is too long."""
+    count = len(example.ids)
+    if policy == "split":
+        return [_part(example, start, start + limit) for start in range(0, count, limit)]
+    if policy == "truncate-left":
+        if example.ids[0] != bos:
+            return [_part(example, count - limit, count)]
+        head, tail = _part(example, 0, 1), _part(example, count - limit + 1, count)
+        weights = None if head.weights is None or tail.weights is None else head.weights + tail.weights
+        return [replace(tail, ids=head.ids + tail.ids, labels=head.labels + tail.labels, weights=weights)]
+    if policy == "truncate-right":
+        for end in range(limit, 1, -1):  # a reply ends where what is trained ends, and at its last token
+            label, behind = example.labels[end - 1], example.labels[end]
+            if label in ends or (label != IGNORED and behind == IGNORED):
+                return [_part(example, 0, end)]
+    return []
+
+
+def _part(example: Example, start: int, end: int) -> Example:
+    part = slice(start, end)
+    weights = example.weights[part] if example.weights else None
+    return replace(example, ids=example.ids[part], labels=example.labels[part], weights=weights)
+
+
+def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Return the length that so many of a hundred examples do not exceed (the nearest rank)."""
+    ordered = sorted(lengths)
+    shares = {"50%": 50, "90%": 90, "99%": 99, "max": 100}
+    return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
+
+
+_REFUSED = "that the template refuses"
+_BARREN = "without a token to learn"
+_LONG = "longer than --max-tokens {limit}"
+_NOTHING = "with no whole reply within --max-tokens {limit}"
+_ADVICE = (
+    "Raise --max-tokens, choose --on-overflow truncate-right, truncate-left or split, or allow more with --max-dropped."
+)
+_NONE = "The loss counts the assistant's replies; see that there are some and that they come early enough."

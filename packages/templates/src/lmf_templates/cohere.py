@@ -1,0 +1,21 @@
+"""Command R and Command R+ of Cohere."""
+
+from lmf import JinjaTemplate
+
+from .text import jinja
+
+TEMPLATES = [
+    JinjaTemplate(
+        name="command_r",
+        source="https://huggingface.co/CohereForAI/c4ai-command-r-plus/blob/main/tokenizer_config.json",
+        text=jinja("command_r"),
+        stop=("<|END_OF_TURN_TOKEN|>",),
+        tokens=(
+            "<|START_OF_TURN_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|SYSTEM_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+        ),
+    ),
+]
