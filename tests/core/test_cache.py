@@ -5,12 +5,11 @@ import io
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
-import lmf
+import lmf.fetch
 import pytest
-from lmf import DataError, DataSet, PluginError, Plugins, Remote, cache
+from lmf import DataError, DataSet, PluginError, Plugins, Remote, data
 from lmf.cache import about, data_files, data_folder, fetch, megabytes, missing
 
 RECORD = b'{"frage": "Hi", "output": "Hello!"}\n'
@@ -40,10 +39,10 @@ def remote(path: Path, **more: object) -> Remote:
 
 def archive(path: Path, **files: bytes) -> Path:
     with tarfile.open(path, "w:gz") as whole:
-        for name, data in files.items():
+        for name, content in files.items():
             info = tarfile.TarInfo(f"set/{name}.jsonl")
-            info.size = len(data)
-            whole.addfile(info, io.BytesIO(data))
+            info.size = len(content)
+            whole.addfile(info, io.BytesIO(content))
     return path
 
 
@@ -51,12 +50,12 @@ def read(dataset: DataSet) -> list[str]:
     """Read a data set by its name, as a run does."""
     plugins = Plugins(only=[])
     plugins.datasets.add(dataset, "here")
-    records = lmf.data.read([dataset.name], "conversation", plugins).records
+    records = data.read([dataset.name], "conversation", plugins).records
     return [message.content for record in records for message in record.data.messages]  # type: ignore[union-attr]
 
 
 def test_what_is_not_downloaded_is_an_error_that_says_how_to_get_it(folder, monkeypatch):
-    monkeypatch.setattr(cache, "download", lambda *_: pytest.fail("a run downloads nothing"))
+    monkeypatch.setattr(lmf.fetch, "download", lambda *_: pytest.fail("a run downloads nothing"))
     dataset = small(
         Remote(url="https://huggingface.co/a", path="a.jsonl"), Remote(url="https://example.com/b", path="b.jsonl")
     )
@@ -83,7 +82,7 @@ def test_what_is_here_is_not_fetched_again_and_what_lacks_is(folder, source, mon
     fetch(dataset)
     (folder / "train.jsonl").unlink()
     assert missing(dataset) == list(dataset.remote)
-    with pytest.raises(DataError, match="source.jsonl cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"source\.jsonl cannot be read: No such file"):
         fetch(dataset)
 
 
@@ -123,9 +122,9 @@ def test_several_processes_that_want_one_data_set_fetch_it_once(folder, tmp_path
     packed = archive(tmp_path / "a.tar.gz", train=RECORD)
     dataset = small(Remote(url=packed.as_uri(), path="a.tar.gz", members=("*",)))
     fetched = []
-    real = cache.download
+    real = lmf.fetch.download
     start = threading.Barrier(4)
-    monkeypatch.setattr(cache, "download", lambda *args, **more: fetched.append(args) or real(*args, **more))
+    monkeypatch.setattr(lmf.fetch, "download", lambda *args, **more: fetched.append(args) or real(*args, **more))
 
     def one(_: int) -> list[Path]:
         start.wait()
@@ -164,8 +163,8 @@ def test_a_cache_that_cannot_be_written_is_said(source, tmp_path, monkeypatch):
 
 
 def test_a_size_is_said_in_megabytes():
-    sizes = (18_517, 2_584_787, 22_800_000, 568_000_000_000)
-    assert [megabytes(size) for size in sizes] == ["0.019", "2.6", "23", "568,000"]
+    sizes = (36, 18_517, 2_584_787, 22_800_000, 568_000_000_000)
+    assert [megabytes(size) for size in sizes] == ["<0.01", "0.019", "2.6", "23", "568,000"]
     assert about(small(Remote(url="file:///a", path="a"), size=None)) == (
         "1 file, of unknown size, from this machine, licence MIT"
     )

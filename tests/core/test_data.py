@@ -232,7 +232,9 @@ def test_a_name_with_two_meanings_is_refused(plugins, write):
     write("greetings/a.jsonl", GOOD)
     plugins.register("acme-data", providing("lmf_datasets", dataset("greetings", "greetings/a.jsonl")))
     message = refusal(plugins, "greetings")
-    assert message == "'greetings' is a path and a data set; write './greetings' or 'acme-data:greetings'."
+    assert message == (
+        "'greetings' is a path ('./greetings') and a data set ('acme-data:greetings'); write which one is meant."
+    )
     for name in ("./greetings", "acme-data:greetings"):
         assert len(read([name], "conversation", plugins).records) == 1
 
@@ -390,7 +392,7 @@ def test_a_format_that_was_asked_for_is_minded(plugins, write):
 
 def test_keys_may_have_other_names_in_the_files(plugins, write):
     name = write("a.jsonl", b'{"question": "Hi", "answer": "Hello!", "output": "a note"}\n"x"')
-    columns = {"question": "instruction", "answer": "output"}
+    columns = {"instruction": "question", "output": "answer"}
     assert refusal(plugins, name, columns=columns) == "a.jsonl:2: the record is the text 'x'; it must be an object."
     assert read([name], "conversation", plugins, columns=columns, on_bad="skip").records[0].data == SAID
 
@@ -398,13 +400,71 @@ def test_keys_may_have_other_names_in_the_files(plugins, write):
 def test_a_data_set_knows_the_names_of_its_keys_and_its_format(plugins, write):
     plugins.register("acme-dolly", providing("lmf_formats", dolly()))
     write("a.jsonl", b'{"question": "Hi", "response": "Hello!", "output": "Bye!"}')
+    columns = {"question": "instruction", "response": "response", "output": "output"}
     sets = [
-        dataset("qa", "a.jsonl", columns={"question": "instruction"}),
-        dataset("rq", "a.jsonl", columns={"question": "instruction"}, format="dolly"),
+        dataset("qa", "a.jsonl", columns=columns),
+        dataset("rq", "a.jsonl", columns=columns, format="dolly"),
     ]
     plugins.register("acme-data", providing("lmf_datasets", *sets))
     assert "fit the formats lmf-core:alpaca and acme-dolly:dolly" in refusal(plugins, "qa")
     assert read(["rq"], "conversation", plugins).records[0].data == SAID
+
+
+# dataset_info.json
+
+
+INFO = {
+    "qa": {"file_name": "qa.json", "columns": {"prompt": "question", "response": "answer"}},
+    "talk": {
+        "file_name": "talks",
+        "formatting": "sharegpt",
+        "columns": {"messages": "turns"},
+        "tags": {"role_tag": "who"},
+    },
+    "twin": {"file_name": "qa.json", "file_sha1": "0" * 40},
+}
+
+
+@pytest.fixture
+def described(write):
+    """Writes a folder with a dataset_info.json and returns its name."""
+    write("sets/dataset_info.json", json.dumps(INFO).encode())
+    write("sets/qa.json", b'[{"question": "Hi", "answer": "Hello!", "id": 1}]')
+    write("sets/talks/a.jsonl", b'{"turns": [{"who": "human", "value": "Hi"}, {"who": "gpt", "value": "Hello!"}]}')
+    return "sets"
+
+
+def test_a_data_set_of_dataset_info_is_read_with_its_columns_and_tags(plugins, described, monkeypatch):
+    data = read([f"{described}/dataset_info.json:qa", f"{described}/dataset_info.json:talk"], "conversation", plugins)
+    assert [(record.where, record.data) for record in data.records] == [
+        ("sets/qa.json:1", SAID),
+        ("sets/talks/a.jsonl:1", SAID),
+    ]
+    monkeypatch.chdir(described)
+    assert read(["talk", "dataset_info.json:qa"], "conversation", plugins).records[1] == Record("qa.json:1", SAID)
+
+
+def test_what_dataset_info_does_not_describe_is_refused(plugins, described, monkeypatch):
+    assert "has no data set 'qb'; it has qa, talk, twin." in refusal(
+        plugins, "sets/dataset_info.json:qb"
+    )
+    message = "sets/dataset_info.json describes data sets; write which one is meant: sets/dataset_info.json:NAME."
+    assert refusal(plugins, "sets/dataset_info.json") == message
+    sha1 = hashlib.sha1(Path("sets/qa.json").read_bytes()).hexdigest()
+    assert refusal(plugins, "sets/dataset_info.json:twin") == (
+        f"sets/qa.json has the SHA-1 {sha1}, and sets/dataset_info.json says {'0' * 40}; fetch it again."
+    )
+    assert "no/dataset_info.json cannot be read: No such file" in refusal(plugins, "no/dataset_info.json:qa")
+    Path("sets/dataset_info.json").write_text('{"qa": ')
+    assert refusal(plugins, "sets/dataset_info.json:qa").startswith(
+        "sets/dataset_info.json is not valid JSON at column"
+    )
+    monkeypatch.chdir(described)
+    Path("dataset_info.json").write_text(json.dumps(INFO))
+    Path("qa").mkdir()
+    assert refusal(plugins, "qa") == (
+        "'qa' is a path ('./qa') and described by dataset_info.json ('dataset_info.json:qa'); write which one is meant."
+    )
 
 
 # Bad records may be left out

@@ -187,19 +187,16 @@ def test_what_a_format_writes_it_reads_back_the_same_and_no_other_of_its_kind_ma
         assert outcomes[form.name, "written"] > 100, outcomes
 
 
-@pytest.mark.parametrize("name", ["messages", "preference", "messages-unpaired", "prompt", "text"])
-def test_one_format_of_each_kind_can_write_everything_that_was_read(name):
-    form = NAMES[name]
-    reader = NAMES["messages"]
+@pytest.mark.parametrize("name", ["messages", "preference", "messages-unpaired", "prompt", "completion"])
+def test_messages_can_express_whatever_keeps_the_rules(name):
+    """What they refuse is nothing that could have been read, in whatever format."""
+    write = NAMES[name].write
+    assert write
     for seed in range(500):
-        content = Chance(seed).content(form.data)
         try:
-            assert form.write
-            form.write(content)
+            write(Chance(seed).content(NAMES[name].data))
         except DataError as error:
-            rules = ("there is no reply to learn", "are the same", "would be read differently")
-            assert any(rule in str(error) for rule in rules), error
-    assert reader.data == "conversation"
+            assert str(error).endswith(("there is no reply to learn.", "there is nothing to prefer.")), error
 
 
 def talk(*messages: Message, tools: tuple = ()) -> Conversation:

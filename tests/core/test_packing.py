@@ -281,18 +281,25 @@ def test_micro_batches_hold_every_example_once_and_keep_the_bound(packed: bool) 
             size = sum(lengths) if packed else max(lengths) * len(lengths)
             assert batch and (size <= tokens or len(batch) == 1)
         assert micro_batches(given, tokens, packed) == found
-        if packed:
-            assert list(itertools.chain(*found)) == given
 
 
-def test_micro_batches_are_not_smaller_than_they_have_to_be() -> None:
+def test_packed_micro_batches_are_full() -> None:
+    """Of two batches, the first example of the later one fitted into no earlier one."""
     rng = random.Random(1)
-    for packed in (True, False):
-        for _ in range(100):
-            given, tokens = random_examples(rng), rng.randint(40, 200)
-            for batch, following in itertools.pairwise(micro_batches(given, tokens, packed)):
-                lengths = [len(e.ids) for e in [*batch, following[0]]]
-                assert (sum(lengths) if packed else max(lengths) * len(lengths)) > tokens
+    for _ in range(100):
+        given, tokens = random_examples(rng), rng.randint(40, 200)
+        for earlier, later in itertools.combinations(micro_batches(given, tokens, packed=True), 2):
+            assert sum(len(e.ids) for e in [*earlier, later[0]]) > tokens
+    lengths = [60, 50, 40, 30, 10, 10]  # in this order they would need three
+    assert [sum(len(e.ids) for e in b) for b in micro_batches(examples(0, *lengths), 100, packed=True)] == [100, 100]
+
+
+def test_padded_micro_batches_are_not_smaller_than_they_have_to_be() -> None:
+    rng = random.Random(1)
+    for _ in range(100):
+        given, tokens = random_examples(rng), rng.randint(40, 200)
+        for batch, following in itertools.pairwise(micro_batches(given, tokens, packed=False)):
+            assert max(len(e.ids) for e in [*batch, following[0]]) * (len(batch) + 1) > tokens
 
 
 def test_padded_micro_batches_put_examples_of_like_length_together() -> None:

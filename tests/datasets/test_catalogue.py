@@ -12,20 +12,25 @@ from lmf.cache import data_files
 CATALOGUE = {dataset.name: dataset for dataset in lmf_datasets.lmf_datasets()}
 README = Path(lmf_datasets.__file__).parents[2] / "README.md"
 
-LLM_GENIE = """
+
+def names(text: str) -> list[str]:
+    return text.split()
+
+
+LLM_GENIE = names("""
 alpaca_en alpaca_zh alpaca_gpt4_en alpaca_gpt4_zh self_cognition oaast_sft oaast_sft_zh sharegpt_zh lima example
 guanaco belle_0.5m belle_1m belle_2m belle_dialog belle_math belle_multiturn firefly codealpaca alpaca_cot webqa
 ultra_chat novel_tokens512_50k comparison_gpt4_en comparison_gpt4_zh hh_rlhf_en oaast_rm oaast_rm_zh wiki_demo
 refinedweb starcoder wikipedia_en wikipedia_zh
-""".split()
-LMFLOW = """
+""")
+LMFLOW = names("""
 agent_flan ultrafeedback-binarized-preferences-cleaned ubpc dpo-mix-7k MedMCQA MedQA-USMLE ni PubMedQA
 example_dataset alpaca red_teaming wikitext-2-raw-v1 imdb wiki_cn gpt4_zh_eval multiturn_dialog_eval wiki_zh_eval
 wiki_en_eval gpt4_en_eval common_sense_eval hh_rlhf lmflow_chat_en_dialog_multiturn_single_nll_text2text
 lmflow_chat_cn_dialog_multiturn_single_nll_text2text lmflow_chat_en_dialog_multiturn_nll_text2text_nosharp
 lmflow_chat_cn_dialog_multiturn_nll_text2text_nosharp coco2017 llava_instruction_finetune_80k
 llava_cc3m_pretrain_595k example_doc_for_retrieval.txt
-""".split()
+""")
 ALPACA_FOLDERS = ["train", "test", "train_conversation", "test_conversation", "prompt_only"]
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
@@ -122,6 +127,6 @@ def test_a_record_with_the_publishers_keys_is_understood(name):
         assert content == "Hi"
 
 
-def test_the_readme_names_every_data_set():
-    named = set(re.findall(r"`([a-z0-9._-]+)`", README.read_text(encoding="utf-8")))
-    assert set(CATALOGUE) - named == set()
+def test_the_readme_has_a_row_for_every_data_set_with_its_licence():
+    rows = re.findall(r"^\| `(.+?)` \|.*\| (.+?) \|$", README.read_text(encoding="utf-8"), re.M)
+    assert dict(rows) == {name: dataset.licence for name, dataset in CATALOGUE.items()}

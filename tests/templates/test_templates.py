@@ -85,7 +85,7 @@ CHARACTERS = sorted(
 )
 
 each_template = pytest.mark.parametrize("name", TEMPLATES)
-each_official = pytest.mark.parametrize("name", REFERENCE["templates"])
+each_official = pytest.mark.parametrize("name", [name for name in TEMPLATES if name in REFERENCE["templates"]])
 each_reference = pytest.mark.parametrize("talk_name", REFERENCE["conversations"])
 
 
@@ -235,7 +235,7 @@ def test_the_jinja_form_gives_the_text_and_the_ids_of_render(name: str, reply: b
         assert theirs == text(rendered), talk_name
         if talk_name not in FORGED:
             ids = tokenizer.apply_chat_template(as_dicts(messages), add_generation_prompt=reply, return_dict=False)
-            assert ids == encoder.encode([rendered])[0][0], talk_name
+            assert ids == encoder.encode([rendered])[0].ids, talk_name
 
 
 @each_template

@@ -9,12 +9,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .archive import SUFFIXES, unpack
 from .errors import DataError
-from .fetch import Progress, download
 from .specs import DataSet, Remote
+
+if TYPE_CHECKING:
+    from .fetch import Progress
 
 
 def cache_folder() -> Path:
@@ -59,6 +61,8 @@ def about(dataset: DataSet) -> str:
 def megabytes(size: int) -> str:
     """Return a number of bytes in megabytes, with two digits where it is small."""
     value = size / 1e6
+    if value < 0.01:
+        return "<0.01"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -76,6 +80,9 @@ def fetch(
         ConfigError: The address or the environment forbids the download.
         DataError: It failed, or the data set cannot be downloaded; whole files stay.
     """
+    from .archive import unpack
+    from .fetch import download  # 40 ms of standard library that only a download needs
+
     _check_available(dataset)
     with _alone(data_folder(dataset)):
         for remote in missing(dataset):
@@ -136,6 +143,8 @@ def _place(dataset: DataSet, remote: Remote) -> Path:
     """Return the file, or of an archive the folder that its files come into."""
     name = remote.path
     if remote.members:
+        from .archive import SUFFIXES
+
         name = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), f"{name}.files")
     return data_folder(dataset) / name
 

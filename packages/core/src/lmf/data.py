@@ -6,11 +6,12 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .conversation import Kind, Record
+from .datasetinfo import rename
 from .errors import ConfigError, DataError, did_you_mean
 from .hub import read_hub
 from .inputs import HUB, Input, find
@@ -88,7 +89,8 @@ def read_each(
         kind: What the objective learns from.
         plugins: Where data sets and formats are looked up.
         format: The name of the format of all records; by default their keys tell it.
-        columns: Keys of the records, and the keys that their format has for them.
+        columns: The column of the files for each key of the format; by default records are taken
+            as they are, or as their data set describes them.
         on_bad: Whether a bad record is an error or is left out. A file of which nothing can be
             used is always an error.
 
@@ -109,7 +111,7 @@ def read_each(
         parts.append(part := Data([], []))
         for item in items:
             try:
-                _read(item, columns or item.columns, formats, part, problems, on_bad)
+                _read(replace(item, columns=columns) if columns else item, formats, part, problems, on_bad)
             except DataError as error:
                 problems.add(str(error))
         part.notes.extend(_notes(name, part))
@@ -119,7 +121,6 @@ def read_each(
 
 def _read(
     item: Input,
-    columns: Mapping[str, str],
     formats: _Formats,
     part: Data,
     problems: _Problems,
@@ -140,7 +141,8 @@ def _read(
     values, fingerprint = _open(item, report)
     for line, value in values:
         try:
-            record = _renamed(value, columns) if columns else value
+            renames = item.columns and isinstance(value, dict)
+            record = rename(value, item.columns, item.tags) if renames else value
             form = formats.find(record, item.format)
             records.append(Record(f"{item.path}:{line}", form.read(record)))
         except DataError as error:
@@ -187,14 +189,6 @@ def _hashed(values: Iterator[tuple[int, Any]], update: Callable[[bytes], None]) 
     for number, value in values:
         update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
         yield number, value
-
-
-def _renamed(record: Any, columns: Mapping[str, str]) -> Any:
-    """Return a record with the keys of its format; what had one of these before gives way."""
-    if not isinstance(record, dict):
-        return record
-    taken = {columns[key] for key in record if key in columns}
-    return {columns.get(key, key): value for key, value in record.items() if key in columns or key not in taken}
 
 
 def _notes(name: str, part: Data) -> Iterator[str]:
@@ -247,7 +241,7 @@ class _Formats:
                 f"--format {asked} gives {self._asked.data} records, and here {kind} records are learned."
             )
 
-    def find(self, record: Any, expected: str = "") -> DataFormat:
+    def find(self, record: Any, expected: str | None = None) -> DataFormat:
         """Return the one format that matches and gives what is learned from.
 
         Args:

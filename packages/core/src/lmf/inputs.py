@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cache import data_files
+from .datasetinfo import entry
 from .errors import DataError, UnknownName, did_you_mean
+from .jsonfile import parse
 from .plugins import Plugins
 from .specs import DataSet
-from .textfile import PACKED, STDIN
+from .textfile import PACKED, STDIN, guarded, whole
 
 TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".markdown")  # each also packed
 TABLES = (".parquet", ".arrow", ".feather")
 HUB = "hf:"
+INFO = "dataset_info.json"  # of LLaMA-Factory and LLM-Genie; in a folder of `datasets` it has another meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +28,15 @@ class Input:
 
     Attributes:
         path: The file, or what to call the stream: ``<stdin>``, or ``hf:`` and what follows.
-        format: The name of the format of its records; "" to go by their keys.
-        columns: Keys of its records, and the keys that their format has for them.
+        format: The name of the format of its records, if that is known; it decides where the keys fit several.
+        columns: Its column for each key of the format; empty to take its records as they are.
+        tags: How its messages are written, as LLaMA-Factory says it.
     """
 
     path: Path
-    format: str = ""
+    format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -43,7 +50,8 @@ def find(name: str, plugins: Plugins) -> list[Input]:
     Args:
         name: A file; a folder, which means the data files that it holds itself, sorted; a
             pattern with ``*``, ``?``, ``[...]`` or ``**``; ``-`` for standard input;
-            ``hf:owner/name[/config][:split]``; or the name of a data set.
+            ``hf:owner/name[/config][:split]``; the name of a data set; or
+            ``folder/dataset_info.json:name``, where the folder may be left out for the current one.
         plugins: Where data sets are looked up.
 
     Raises:
@@ -69,14 +77,26 @@ def exists(name: str) -> bool:
 
 
 def _named(name: str, path: Path, plugins: Plugins) -> list[Input]:
-    there = bool(name) and path.exists()
-    if there and name in plugins.datasets:
-        qualified = plugins.datasets.qualified(plugins.datasets[name])
-        raise DataError(f"{name!r} is a path and a data set; write {f'./{name}'!r} or {qualified!r}.")
-    if there:
+    file, _, described = name.rpartition(":")
+    if Path(file).name == INFO:
+        return _described(Path(file), described)
+    meanings = []
+    if name and path.exists():
+        meanings.append(f"a path ({f'./{name}'!r})")
+    if name in plugins.datasets:
+        meanings.append(f"a data set ({plugins.datasets.qualified(plugins.datasets[name])!r})")
+    if Path(INFO).is_file() and name in _info(Path(INFO)):
+        meanings.append(f"described by {INFO} ({f'{INFO}:{name}'!r})")
+    if len(meanings) > 1:
+        raise DataError(f"{name!r} is {' and '.join(meanings)}; write which one is meant.")
+    if path.name == INFO:
+        raise DataError(f"{path} describes data sets; write which one is meant: {path}:NAME.")
+    if name and path.exists():
         return [Input(file) for file in (_folder(path) if path.is_dir() else [_data_file(path)])]
     if any(mark in name for mark in "*?["):
         return [Input(file) for file in _matching(name)]
+    if meanings and name not in plugins.datasets:
+        return _described(Path(INFO), name)
     try:
         dataset = plugins.datasets[name]
     except UnknownName:
@@ -88,7 +108,28 @@ def _of_data_set(dataset: DataSet) -> list[Input]:
     files = [_data_file(file) for file in data_files(dataset)]
     if not files:
         raise DataError(f"The data set {dataset.name!r} has no files.")
-    return [Input(file, dataset.format, dataset.columns) for file in files]
+    columns = {key: column for column, key in dataset.columns.items()}
+    return [Input(file, dataset.format, columns) for file in files]
+
+
+def _described(path: Path, name: str) -> list[Input]:
+    """Return the files of a data set that a ``dataset_info.json`` describes."""
+    described = entry(_info(path), name)
+    place = path.parent / described.file
+    files = _folder(place) if place.is_dir() else [_data_file(place)]
+    if described.sha1:
+        with guarded(place) as stream:
+            digest = hashlib.file_digest(stream, "sha1").hexdigest()
+        if digest != described.sha1.lower():
+            raise DataError(f"{place} has the SHA-1 {digest}, and {path} says {described.sha1}; fetch it again.")
+    return [Input(file, described.format, described.columns, described.tags) for file in files]
+
+
+def _info(path: Path) -> Any:
+    try:
+        return parse(whole(path))
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path} is {error}") from None
 
 
 def _folder(folder: Path) -> list[Path]:
@@ -162,6 +203,6 @@ def _no_such(name: str, path: Path, plugins: Plugins) -> str:
     return "\n".join([*lines, *plugins.datasets.hints])
 
 
-_NOTES = ("readme.md", "dataset_info.json", "dataset_dict.json")
+_NOTES = ("readme.md", INFO, "dataset_dict.json")
 _FOREIGN = (".xlsx", ".xls", ".bz2", ".xz", ".zip", ".7z", ".tar")
 _READABLE = f"{', '.join(TEXTS)}, each also with .gz and .zst, and {', '.join(TABLES)}"

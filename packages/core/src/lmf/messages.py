@@ -25,7 +25,6 @@ class Notation:
         content: The key of the text.
         roles: What may stand there, and who it is.
         names: How roles are written.
-        caller: How an assistant is written whose text is nothing but a call.
         calls: The calls of an assistant have a key of their own.
     """
 
@@ -33,7 +32,6 @@ class Notation:
     content: str
     roles: Mapping[str, _Speaker]
     names: Mapping[Role, str]
-    caller: str
     calls: bool
 
 
@@ -44,6 +42,7 @@ _ROLES: Mapping[str, _Speaker] = {
     "tool": "tool",
     "developer": "system",
     "function": "function",
+    "function_call": "caller",
     "observation": "tool",
 }
 _SHAREGPT_ROLES: Mapping[str, _Speaker] = {
@@ -52,7 +51,6 @@ _SHAREGPT_ROLES: Mapping[str, _Speaker] = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
-    "function_call": "caller",
     **_ROLES,
 }
 OPENAI = Notation(
@@ -60,7 +58,6 @@ OPENAI = Notation(
     content="content",
     roles=_ROLES,
     names={"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
-    caller="function",
     calls=True,
 )
 SHAREGPT = Notation(
@@ -68,7 +65,6 @@ SHAREGPT = Notation(
     content="value",
     roles=_SHAREGPT_ROLES,
     names={"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"},
-    caller="function_call",
     calls=False,
 )
 _MIXED = Notation(  # role and content among from and value
@@ -76,7 +72,6 @@ _MIXED = Notation(  # role and content among from and value
     content="content",
     roles=_SHAREGPT_ROLES,
     names=OPENAI.names,
-    caller="function_call",
     calls=True,
 )
 
@@ -171,7 +166,7 @@ def _awaits_result(before: Sequence[Turn]) -> bool:
     """Whether a call has no result yet; then a function speaks, otherwise it is called."""
     for results, turn in enumerate(reversed(before)):
         if turn.message.role == "assistant":
-            return turn.spoken or len(turn.message.calls) > results
+            return max(turn.spoken, len(turn.message.calls)) > results
     return False
 
 
@@ -224,13 +219,13 @@ def _written(turn: Turn, notation: Notation, weight: float) -> dict[str, Any]:
     message = turn.message
     item: dict[str, Any] = {notation.role: notation.names[message.role], notation.content: message.content}
     if turn.spoken:
-        item[notation.role] = notation.caller
+        item[notation.role] = _CALLER
     if message.calls and notation.calls:
         item["tool_calls"] = toolcalls.listed(message.calls)
     elif message.calls and message.content:
         raise DataError("it has no place for text beside a call.")
     elif message.calls:
-        item |= {notation.role: notation.caller, notation.content: toolcalls.dumped(message.calls)}
+        item |= {notation.role: _CALLER, notation.content: toolcalls.dumped(message.calls)}
     if message.reasoning:
         item["reasoning_content"] = message.reasoning
     if message.role == "assistant" and message.weight != weight:
@@ -242,6 +237,7 @@ def _written(turn: Turn, notation: Notation, weight: float) -> dict[str, Any]:
     return item
 
 
+_CALLER = "function_call"  # the role of an assistant whose text is nothing but a call
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = {
     notation.role: frozenset(

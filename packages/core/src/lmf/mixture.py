@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import re
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 from .conversation import Conversation, Kind, Message, Preference, Ranking, Record, Unpaired
 from .data import Data, joined, read_each
+from .datasetinfo import KEYS, parse_columns
 from .errors import ConfigError, DataError
 from .inputs import exists
 from .plugins import Plugins
@@ -164,30 +166,13 @@ def with_system(record: Record, text: str) -> Record:
     return record
 
 
-def renaming(columns: Sequence[str]) -> dict[str, str]:
-    """Take ``KEY=COLUMN`` apart and return for each column of the files the key of the format.
-
-    Raises:
-        ConfigError: One of them is written otherwise, or two of them contradict each other.
-    """
-    renamed: dict[str, str] = {}
-    for each in columns:
-        key, _, column = each.partition("=")
-        if not key or not column:
-            raise ConfigError(
-                f"--columns {each!r} must be KEY=COLUMN: a key of the format, and what the files call it."
-            )
-        if column in renamed or key in renamed.values():
-            raise ConfigError(f"--columns: {each!r} contradicts an earlier one; name each key and column once.")
-        renamed[column] = key
-    return renamed
-
-
 def _read(names: Sequence[str], settings: RunSettings, kind: Kind, plugins: Plugins) -> list[Data]:
     """Read what each name stands for, and give it its system message."""
-    parts = read_each(
-        names, kind, plugins, format=settings.format, columns=renaming(settings.columns), on_bad=settings.on_bad
-    )
+    columns = {}
+    if settings.columns:
+        examples = [json.loads(form.example) for _, form in plugins.formats.all()]
+        columns = parse_columns(",".join(settings.columns), KEYS.union(*examples))
+    parts = read_each(names, kind, plugins, format=settings.format, columns=columns, on_bad=settings.on_bad)
     if not settings.system:
         return parts
     texts = settings.system * len(parts) if len(settings.system) == 1 else settings.system

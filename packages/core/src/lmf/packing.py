@@ -10,6 +10,7 @@ counted predictions, V the vocabulary.
 
 from __future__ import annotations
 
+import bisect
 import inspect
 import itertools
 import random
@@ -136,17 +137,28 @@ def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 def micro_batches(examples: Sequence[Example], tokens: int, packed: bool) -> list[list[Example]]:
     """Split the examples of a step so that no forward pass has more than ``tokens`` tokens.
 
-    Padding counts as tokens. One example that is longer alone makes a batch of its own.
+    Packed examples go where they leave the least room, the longest first (best-fit decreasing), so
+    there are few batches and they are full. Padded ones go with others of their length; padding
+    counts as tokens. One example that is longer alone makes a batch of its own.
     """
     batches: list[list[Example]] = []
-    total = 0
-    for example in examples if packed else sorted(examples, key=lambda e: len(e.ids)):
-        n = len(example.ids)
-        total += n
-        size = total if packed else n * (len(batches[-1]) + 1 if batches else 1)  # the last one is the longest
-        if not batches or size > tokens:
+    if packed:
+        room: list[tuple[int, int]] = []  # (tokens left, number of the batch), sorted
+        for example in sorted(examples, key=lambda e: -len(e.ids)):
+            n = len(example.ids)
+            at = bisect.bisect_left(room, (n, 0))
+            if at == len(room):
+                batches.append([])
+                left, number = tokens, len(batches) - 1
+            else:
+                left, number = room.pop(at)
+            batches[number].append(example)
+            bisect.insort(room, (left - n, number))
+        return batches
+    for example in sorted(examples, key=lambda e: len(e.ids)):
+        # the last one is the longest
+        if not batches or len(example.ids) * (len(batches[-1]) + 1) > tokens:
             batches.append([])
-            total = n
         batches[-1].append(example)
     return batches
 

@@ -29,13 +29,7 @@ DATASETS = [
         size=1_069_203,
         format="alpaca",
         homepage=card("OpenAssistant/oasst1"),
-        remote=(
-            llama_factory(
-                "oaast_sft_zh.json",
-                sha256="44c6689eb9ee9a1bd68493f4590f9819112fd960e6de8235b8ae171862990c23",
-                bytes=1_069_203,
-            ),
-        ),
+        remote=(llama_factory("oaast_sft_zh.json"),),
     ),
     DataSet(
         name="sharegpt_zh",

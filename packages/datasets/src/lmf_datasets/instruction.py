@@ -92,13 +92,7 @@ DATASETS = [
         size=18_517,
         format="alpaca",
         homepage=LLAMA_FACTORY,
-        remote=(
-            llama_factory(
-                "self_cognition.json",
-                sha256="98284fd39e5e9338b2b2adffb9397d29a90ad06d240ae05d4a5e42c93ea82188",
-                bytes=18_517,
-            ),
-        ),
+        remote=(llama_factory("self_cognition.json"),),
     ),
     DataSet(
         name="lima",
@@ -108,13 +102,7 @@ DATASETS = [
         size=2_989_075,
         format="alpaca",
         homepage=card("GAIR/lima"),
-        remote=(
-            llama_factory(
-                "lima.json",
-                sha256="1d447bd5d4750e651a6e28660e452c24d18d18e10e1d334b3c8277c2aa956322",
-                bytes=2_989_075,
-            ),
-        ),
+        remote=(llama_factory("lima.json"),),
     ),
     DataSet(
         name="example",

@@ -31,6 +31,6 @@ def github(repository: str, revision: str, file: str, *, sha256: str | None = No
     return Remote(url=url, path=file.rpartition("/")[2], sha256=sha256, bytes=bytes)
 
 
-def llama_factory(file: str, *, sha256: str | None = None, bytes: int | None = None) -> Remote:
+def llama_factory(file: str) -> Remote:
     """Return a file that LLaMA-Factory had in its repository, at its version 0.5.0."""
-    return github("hiyouga/LLaMA-Factory", "v0.5.0", f"data/{file}", sha256=sha256, bytes=bytes)
+    return github("hiyouga/LLaMA-Factory", "v0.5.0", f"data/{file}")

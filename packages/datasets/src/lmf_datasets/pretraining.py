@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmf import DataSet
 
-from .places import LMFLOW, ONLY_LMFLOW, card, github, hub
+from .places import LLAMA_FACTORY, LMFLOW, ONLY_LMFLOW, card, hub, llama_factory
 
 _LARGE = "it is {size} in thousands of files; --data hf:{repository} reads it from the hub."
 
@@ -12,12 +12,12 @@ DATASETS = [
     DataSet(
         name="wiki_demo",
         summary="A few thousand lines of the English Wikipedia, to try pretraining.",
-        source="LLaMA-Factory, from its repository.",
+        source="LLaMA-Factory, from its repository at version 0.5.0.",
         licence="CC-BY-SA-3.0",
         size=1_500_000,
         format="text",
-        homepage="https://github.com/hiyouga/LLaMA-Factory",
-        remote=(github("hiyouga/LLaMA-Factory", "main", "data/wiki_demo.txt"),),
+        homepage=LLAMA_FACTORY,
+        remote=(llama_factory("wiki_demo.txt"),),
     ),
     DataSet(
         name="refinedweb",
