@@ -38,7 +38,7 @@ DESCRIBING = (
     *("tables", "hub", "inputs", "data", "mixture", "builtin", "sources"),
     *("runs", "plan", "report", "guard"),
 )
-RUNNING = ("encode", "fit", "models", "packing", "checkpoint", "generate", "prepare", "training", "testing")
+RUNNING = ("encode", "examples", "fit", "models", "tokencache", "material", "packing", "checkpoint", "generate", "prepare", "training", "testing")
 LAYERS = DESCRIBING + RUNNING
 HEAVY = {"torch", "transformers", "numpy", "peft", "accelerate", "safetensors", "tokenizers"}
 

@@ -119,12 +119,23 @@ for _ in range(2):
     optimizer.step()
 torch.testing.assert_close(weight.detach(), torch.full((2,), 1 - 0.5 * 1 - 0.5 * (0.9 + 1)))
 
-read = plugins.formats["faq"].read
-assert [message.content for message in read({"frage": "Wie geht es?", "antwort": "Gut."})] == ["Wie geht es?", "Gut."]
-try:
-    read({"frage": "Wie geht es?", "antwort": ""})
-except lmf.DataError as error:
-    assert str(error) == "'antwort' must be text that is not empty"
+faq = plugins.formats["faq"]
+asked, said = lmf.Message("user", "Wie geht es?"), lmf.Message("assistant", "Gut.")
+assert faq.read({"frage": "Wie geht es?", "antwort": "Gut."}) == lmf.Conversation((asked, said))
+assert faq.write(lmf.Conversation((asked, said))) == {"frage": "Wie geht es?", "antwort": "Gut."}
+for wrong, reason in (
+    (lambda: faq.read({"frage": "Wie geht es?", "antwort": ""}), "antwort is empty; there is no reply to learn."),
+    (
+        lambda: faq.write(lmf.Conversation((asked, said, asked, said))),
+        "the format faq cannot express this conversation: it would be read differently.",
+    ),
+):
+    try:
+        wrong()
+    except lmf.DataError as error:
+        assert str(error) == reason
+    else:
+        raise AssertionError(reason)
 
 problems = list(plugins.tasks["capitals"].problems(None))
 assert [plugins.tasks["capitals"].score(problem, "Lima") for problem in problems] == [0.0, 0.0, 1.0]

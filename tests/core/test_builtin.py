@@ -18,7 +18,12 @@ def test_the_core_provides_its_formats_and_one_optimizer_as_a_plugin(plugins):
     assert (core.package, core.problem) == ("lmf-core", None)
     assert core.provides == {
         "optimizer": ["adamw"],
-        "data format": ["alpaca", "messages", "sharegpt", "text", "text2text"],
+        "data format": [
+            *("messages", "sharegpt", "alpaca", "text2text", "completion", "prompt", "text"),
+            *("preference", "messages-preference", "sharegpt-preference", "alpaca-preference"),
+            *("alpaca-pair", "response-pair", "transcript-preference"),
+            *("unpaired", "messages-unpaired", "sharegpt-unpaired", "alpaca-unpaired", "ranking"),
+        ],
     }
 
 

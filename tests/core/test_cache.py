@@ -29,7 +29,13 @@ def source(tmp_path: Path) -> Path:
 
 
 def small(*remote: Remote, **more: object) -> DataSet:
-    about = {"licence": "MIT", "size": 2_100_000, "format": "text2text", "columns": {"frage": "input"}, **more}
+    about = {
+        "licence": "MIT",
+        "size": 2_100_000,
+        "format": "text2text",
+        "columns": {"frage": "input", "output": "output"},
+        **more,
+    }
     return DataSet(name="small", summary="Small.", source="here", remote=remote, **about)  # type: ignore[arg-type]
 
 
@@ -106,6 +112,13 @@ def test_the_files_of_an_archive_come_into_a_folder_and_the_archive_goes(folder,
     assert fetch(dataset) == data_files(dataset) == files
     assert [each.name for each in sorted(folder.iterdir()) if not each.name.startswith(".")] == ["a"]
     assert read(dataset) == ["Hi", "Hello!"] * 2
+
+
+def test_a_newer_archive_takes_the_place_of_the_older_one(folder, tmp_path):
+    for name in ("old", "new"):
+        packed = archive(tmp_path / f"{name}.tar.gz", **{name: RECORD})
+        fetch(small(Remote(url=packed.as_uri(), path="a.tar.gz", members=("*",))))
+        assert [each.name for each in (folder / "a/set").iterdir()] == [f"{name}.jsonl"]
 
 
 def test_a_bad_archive_leaves_nothing(folder, tmp_path):

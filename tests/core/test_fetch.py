@@ -146,6 +146,13 @@ def test_a_file_that_changes_meanwhile_is_begun_anew(server, tmp_path):
     download(server.at("/data", answer), tmp_path / "data", HASH)
     assert [headers.get("If-Range") for _, headers in server.asked] == [None, '"v1"']
 
+    def shortened(handler: Handler) -> None:
+        ranged(cut=1_000_000)(handler)
+        server.answers["/data"] = lambda handler: handler.reply(200, b"short")
+
+    download(server.at("/data", shortened), tmp_path / "data")
+    assert (tmp_path / "data").read_bytes() == b"short"
+
 
 def test_a_server_that_cannot_send_a_part_is_asked_for_the_whole(server, tmp_path):
     def cut(handler: Handler) -> None:
@@ -171,6 +178,12 @@ def test_a_connection_that_is_cut_again_and_again_is_given_up(server, tmp_path):
     assert len(server.asked) == 5
     nobody = f"http://127.0.0.1:{free_port()}/data"
     refused(nobody, tmp_path / "data", "/data cannot be had: Connection refused. Try again later")
+
+
+def test_a_connection_that_gets_further_each_time_is_not_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "_CHUNK", 100_000)
+    download(server.at("/data", ranged(cut=200_000)), tmp_path / "data", HASH)
+    assert len(server.asked) == 15
 
 
 def free_port() -> int:

@@ -11,8 +11,9 @@ from lmf import ConfigError, DataError, Kernel, ModelSpec, Plugins, RunSettings,
 from lmf.config import make
 from lmf.encode import Example
 from lmf.generate import open_model, reply
+from lmf.material import encode_data, split
 from lmf.plan import make_plan
-from lmf.prepare import compute_dtype, encode_data, load_learner, split, unlearned
+from lmf.prepare import compute_dtype, load_learner, unlearned
 from lmf.report import Reporter
 from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
 from lmf.training import train

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))
 TEMPLATES = {template.name: template for template in lmf_templates.lmf_templates() if isinstance(template, Template)}
+DOCS = Path(__file__).parents[2] / "docs" / "templates.md"
 README = Path(lmf_templates.__file__).parents[2] / "README.md"
 
 
@@ -77,6 +78,7 @@ ALIASES = {
     "gemma3": "gemma",
     "deepseek": "deepseek_v2",
     "lmflow_qwen2": "chatml",
+    "lmflow_deepseek_r1_distill": "lmflow_deepseek_r1",
 }
 REFUSED = [(name, role) for name, t in TEMPLATES.items() for role in ("system", "tool") if getattr(t, role) is None]
 CHARACTERS = sorted(
@@ -85,7 +87,7 @@ CHARACTERS = sorted(
 )
 
 each_template = pytest.mark.parametrize("name", TEMPLATES)
-each_official = pytest.mark.parametrize("name", [name for name in TEMPLATES if name in REFERENCE["templates"]])
+each_official = pytest.mark.parametrize("name", REFERENCE["templates"])
 each_reference = pytest.mark.parametrize("talk_name", REFERENCE["conversations"])
 
 
@@ -143,10 +145,15 @@ def as_dicts(messages: list[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def test_the_package_provides_what_its_readme_lists() -> None:
-    plugins = Plugins(only=["lmf-templates"])
+def test_the_documentation_lists_what_the_package_provides() -> None:
+    names = DOCS.read_text(encoding="utf-8").partition("\n## Names\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", names, re.MULTILINE)
+    assert sorted(listed) == sorted(Plugins(only=["lmf-templates"]).templates)
+
+
+def test_the_readme_lists_the_families() -> None:
     listed = re.findall(r"^\| `(\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed == sorted(plugins.templates) + sorted(plugins.models)
+    assert listed == sorted(Plugins(only=["lmf-templates"]).models)
 
 
 def test_the_tables_of_the_readme_say_what_the_families_hold() -> None:
@@ -155,6 +162,20 @@ def test_the_tables_of_the_readme_say_what_the_families_hold() -> None:
         (model_type,) = family.model_types
         cells = (f"`{family.name}`", model_type, family.template, family.layers, " ".join(family.projections))
         assert f"| {' | '.join(cells)} |" in readme
+
+
+def test_the_documentation_says_the_default_system_texts() -> None:
+    docs = DOCS.read_text(encoding="utf-8")
+    for name, template in TEMPLATES.items():
+        row = re.search(rf"^\| `{name}` \| (?:[^|\\]|\\.)* \| (.*?) \|", docs, re.MULTILINE)
+        assert row, name
+        shown = row[1].strip('"').removesuffix(" ...")
+        if template.system is None:
+            assert shown == "no system text", name
+        elif not template.default_system:
+            assert shown == ("none" if template.default_system is None else "the header alone"), name
+        else:
+            assert template.default_system.startswith(shown), name
 
 
 def test_the_plugin_in_the_readme_works() -> None:
@@ -272,7 +293,7 @@ def test_a_role_without_a_place_is_refused_by_name(name: str, role: Role) -> Non
 
 @each_template
 def test_the_special_tokens_are_those_that_the_format_spells(name: str) -> None:
-    spelled = set(re.findall(r"<[|\w]+>", TEMPLATES[name].controls())) - PLAIN_TEXT
+    spelled = set(re.findall(r"<[|｜▁\w]+>", TEMPLATES[name].controls())) - PLAIN_TEXT
     if name == "zephyr":  # its marks are plain text to its models
         spelled -= {"<|system|>", "<|user|>", "<|assistant|>"}
     assert set(TEMPLATES[name].tokens) == spelled

@@ -151,13 +151,14 @@ def _write(found: Iterator[tuple[str, Iterator[bytes]]], folder: Path, members: 
         with target.open("xb") as stream:
             for chunk in chunks:
                 stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
         taken.append(name)
     return taken
 
 
 def _place(partial: Path, folder: Path) -> None:
+    for file in partial.rglob("*"):
+        with contextlib.suppress(OSError), file.open("rb") as stream:  # a folder cannot be opened, and need not be
+            os.fsync(stream.fileno())
     try:
         partial.rename(folder)
     except OSError as error:

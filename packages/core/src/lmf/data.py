@@ -13,8 +13,8 @@ from typing import Any, Literal
 from .conversation import Kind, Record
 from .datasetinfo import rename
 from .errors import ConfigError, DataError, did_you_mean
-from .hub import read_hub
-from .inputs import HUB, Input, find
+from .hub import HUB, read_hub
+from .inputs import Input, find
 from .jsonfile import noun, read_json, read_lines
 from .plugins import Plugins
 from .specs import DataFormat

@@ -56,7 +56,7 @@ def entry(info: Any, name: str) -> Entry:
     described = _object(name, sets[name])
     _check_keys(name, described, _ENTRY)
     shape = described.get("formatting") or "alpaca"
-    if shape not in _SHAPES:
+    if not isinstance(shape, str) or shape not in _SHAPES:
         raise DataError(f"{name}.formatting is {noun(shape)}; lmf knows {', '.join(_SHAPES)}.")
     columns = _columns(name, described, _SHAPES[shape])
     ranking = fields.flag(f"{name}.ranking", described.get("ranking", False))
@@ -169,7 +169,7 @@ def _columns(name: str, described: Mapping[str, Any], default: Mapping[str, str]
     path = f"{name}.columns"
     named = _object(path, described["columns"])
     _check_keys(path, named, _COLUMNS)
-    given = {key: fields.text(f"{path}.{key}", column) for key, column in named.items() if column is not None}
+    given = {key: fields.text(f"{path}.{key}", column) for key, column in named.items() if column not in (None, "")}
     columns = {_COLUMNS[key]: column for key, column in given.items()}
     if "conversations" in default:
         return {**default, **columns}

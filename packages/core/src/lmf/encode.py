@@ -111,6 +111,7 @@ class Encoder:
         on_bad_record: Whether a record that the template has no place for is an error.
 
     Attributes:
+        backend: The tokenizer of the library tokenizers.
         control_ids: The tokens that only a template can write: the tokenizer's special
             tokens and those that the template names.
         end_ids: Those of them that end a reply; without a template, the one that ends a text.
@@ -136,6 +137,7 @@ class Encoder:
                 f"The tokenizer is a {type(tokenizer).__name__}, which has no fast form (tokenizer.json).\n"
                 "Convert it with transformers, or choose a model that brings a tokenizer.json."
             )
+        self.backend = backend
         self.template = template
         self.max_tokens = max_tokens
         self.on_bad_record = on_bad_record

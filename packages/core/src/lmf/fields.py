@@ -104,7 +104,7 @@ def misspelled(key: str, known: frozenset[str]) -> str:
 
 def text_only(record: Mapping[str, Any]) -> None:
     """Refuse images, video and audio."""
-    for key in _MEDIA & record.keys():
+    for key in sorted(_MEDIA & record.keys()):
         what, harmless = _MEANINGS[key]
         if not harmless(record[key]):
             raise DataError(f"{key}: {what}")
@@ -126,6 +126,7 @@ _MEANINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key: why it canno
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _lost("reasoning apart from the reply")),
     "history": _lost("earlier turns"),
     **dict.fromkeys(("chosen", "rejected"), ("a preference needs both, chosen and rejected.", _empty)),
+    "weight": ("only assistant messages have a weight; write it there.", lambda value: value in (None, 1)),
     **dict.fromkeys(
         ("label", "kto_tag"),
         ("records with these keys are not judged; write them as messages.", lambda value: not isinstance(value, bool)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from .encode import IGNORED, Example
 from .errors import DataError
+from .examples import Examples
 
 Overflow = Literal["error", "drop", "truncate-left", "truncate-right", "split"]
 
@@ -56,17 +57,17 @@ class Survey:
 
 
 def fit(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     limit: int,
     policy: Overflow,
     *,
     name: str,
     records: int,
-    ends: Collection[int] = (),
+    ends: Set[int] = frozenset(),
     bos: int | None = None,
-    refused: int = 0,
+    refused: Sequence[str] = (),
     most_dropped: float = 1.0,
-) -> tuple[list[Example], Survey]:
+) -> tuple[Examples, Survey]:
     """Bring examples to a length, leave out those without anything to learn, and count both.
 
     Args:
@@ -78,34 +79,41 @@ def fit(
         records: Number of records that were read.
         ends: Ids of the tokens that end a reply or a text.
         bos: The token that begins a text, which ``truncate-left`` keeps.
-        refused: Number of records that the template refused; they count as dropped.
+        refused: The records that were refused before, known when the examples are all read; they count as dropped.
         most_dropped: Largest share of the examples that may be dropped.
 
     Raises:
         DataError: Too much would be dropped, or nothing would be left.
     """
-    learned: list[Example] = []
-    dropped = Counter({_REFUSED: refused})
-    first: dict[str, str] = {}
-    long = [e for e in examples if len(e.ids) > limit]
-    longest = max(long, key=lambda e: len(e.ids), default=None)
-    if longest and policy == "error":
-        raise DataError(
-            f"{len(long):,} of {len(examples):,} {name} examples are longer than --max-tokens {limit}; "
-            f"the longest has {len(longest.ids):,} tokens ({longest.where}).\n{_ADVICE}"
-        )
+    learned = Examples()
+    lengths: list[int] = []
+    dropped, first = Counter[str](), dict[str, str]()
+    long = ended = trained = 0
+    longest = 0, ""
     for example in examples:
+        length = len(example.ids)
+        lengths.append(length)
         parts, reason = [example], _BARREN
-        if len(example.ids) > limit and example.weight:
-            parts = _shortened(example, limit, policy, ends, bos)
-            reason = _LONG if policy == "drop" else _NOTHING
+        if length > limit:
+            long += 1
+            longest = max(longest, (length, example.where))
+            if example.weight:
+                parts = _shortened(example, limit, policy, ends, bos)
+                reason = _LONG if policy in ("drop", "error") else _NOTHING
         parts = [part for part in parts if part.weight]
-        learned += parts
+        learned.extend(parts)
+        trained += sum(part.trained for part in parts)
+        ended += sum(not ends.isdisjoint(part.labels[1:]) for part in parts)
         if not parts:
             dropped[reason] += 1
             first.setdefault(reason, example.where)
-    reasons = {reason.format(limit=limit): count for reason, count in dropped.items() if count}
-    total = len(examples) + refused
+    if long and policy == "error":
+        raise DataError(
+            f"{long:,} of {len(lengths):,} {name} examples are longer than --max-tokens {limit}; "
+            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE}"
+        )
+    dropped[_REFUSED] = len(refused)
+    total = len(lengths) + len(refused)
     told = "".join(
         f"\n  {count:,} {reason.format(limit=limit)}" + (f", first {first[reason]}" if reason in first else "")
         for reason, count in dropped.items()
@@ -118,21 +126,20 @@ def fit(
             f"{dropped.total():,} of {total:,} {name} examples would be dropped, "
             f"more than --max-dropped {most_dropped:g} allows:{told}\n{_ADVICE}"
         )
-    cut = 0 if policy == "drop" else len(long) - dropped[_NOTHING]
     return learned, Survey(
         name=name,
         records=records,
         examples=len(learned),
-        tokens=sum(len(e.ids) for e in learned),
-        trained=sum(e.trained for e in learned),
-        lengths=_percentiles([len(e.ids) for e in examples]),
-        dropped=reasons,
-        truncated=cut,
-        ends=sum(not set(ends).isdisjoint(e.labels[1:]) for e in learned),
+        tokens=sum(learned.lengths),
+        trained=trained,
+        lengths=_percentiles(lengths),
+        dropped={reason.format(limit=limit): count for reason, count in dropped.items() if count},
+        truncated=0 if policy == "drop" else long - dropped[_NOTHING],
+        ends=ended,
     )
 
 
-def _shortened(example: Example, limit: int, policy: Overflow, ends: Collection[int], bos: int | None) -> list[Example]:
+def _shortened(example: Example, limit: int, policy: Overflow, ends: Set[int], bos: int | None) -> list[Example]:
     """Return what a policy leaves of an example that is too long."""
     count = len(example.ids)
     if policy == "split":

@@ -12,6 +12,8 @@ from .textfile import Report
 if TYPE_CHECKING:
     import pyarrow
 
+HUB = "hf:"  # how an address begins
+
 
 class Address(NamedTuple):
     """Which part of which data set: ``owner/name``, one of its configurations, one of its splits."""
@@ -27,7 +29,7 @@ def address(name: str) -> Address:
     Raises:
         DataError: It is written otherwise.
     """
-    place, _, split = name.removeprefix("hf:").partition(":")
+    place, _, split = name.removeprefix(HUB).partition(":")
     parts = place.split("/")
     if len(parts) not in (2, 3) or not all(parts) or name.endswith(":"):
         raise DataError(

@@ -11,6 +11,7 @@ from typing import Any
 from .cache import data_files
 from .datasetinfo import entry
 from .errors import DataError, UnknownName, did_you_mean
+from .hub import HUB, address
 from .jsonfile import parse
 from .plugins import Plugins
 from .specs import DataSet
@@ -18,7 +19,6 @@ from .textfile import PACKED, STDIN, guarded, whole
 
 TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".markdown")  # each also packed
 TABLES = (".parquet", ".arrow", ".feather")
-HUB = "hf:"
 INFO = "dataset_info.json"  # of LLaMA-Factory and LLM-Genie; in a folder of `datasets` it has another meaning
 
 
@@ -61,6 +61,7 @@ def find(name: str, plugins: Plugins) -> list[Input]:
     if name == "-":
         return [Input(STDIN)]
     if name.startswith(HUB):
+        address(name)
         return [Input(Path(name))]
     try:
         return _named(name, Path(name), plugins)

@@ -157,7 +157,7 @@ def plain(message: Message) -> str:
 def _speaker(path: str, name: Any, notation: Notation) -> _Speaker:
     speaker = notation.roles.get(name) if isinstance(name, str) else None
     if speaker is None:
-        hint = did_you_mean(str(name)[:100], notation.roles)
+        hint = did_you_mean(name[:100], notation.roles) if isinstance(name, str) else ""
         raise DataError(f"{path} is {noun(name)}; roles are {', '.join(notation.roles)}.{hint}")
     return speaker
 

@@ -43,6 +43,9 @@ def training_data(settings: RunSettings, kind: Kind, plugins: Plugins) -> Data:
     if settings.mix == "concat":
         records = list(chain.from_iterable(sources))
     else:
+        gone = next((name for name, source in zip(names, sources, strict=True) if not source), None)
+        if gone:
+            raise DataError(f"--mix {settings.mix}: all records of {gone} stand in other data; leave it out.")
         shares = list(map(Fraction, weights or ["1"] * len(names)))
         counts = draws([len(source) for source in sources], shares, repeat=settings.mix == "interleave-all")
         for name, source, count in zip(names, sources, counts, strict=True):

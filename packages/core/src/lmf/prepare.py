@@ -1,57 +1,22 @@
-"""From a plan to what a training loop needs: examples, a model, and what tunes it."""
+"""From a plan and its examples to a model, and what tunes it."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import packing
-from .choose import AUTO, own_template, settled, with_reasoning, without_reasoning
-from .conversation import Conversation
-from .data import Data
-from .encode import SHOWN, Encoder, Example
-from .errors import ConfigError, DataError
-from .fit import Survey, fit
-from .jinja import AnyTemplate, JinjaTemplate
-from .models import load_config, load_model, load_tokenizer
+from .errors import ConfigError
+from .examples import Examples
+from .material import Material
+from .models import load_config, load_model
 from .plan import Plan
 from .report import Reporter
 from .sources import family
-from .specs import Criterion, ModelSpec, Tuner
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """What is learned from: the encoded data.
-
-    Attributes:
-        tokenizer: The tokenizer, with the template's tokens and chat template.
-        template: The template; None where plain text is learned.
-        template_name: What finds it again: ``package:name``, or ``auto`` where the tokenizer holds it.
-        encoder: Encodes with both.
-        criterion: The objective at work.
-        surveys: What the data hold and what was left out of them, one for each part.
-        train: The training examples.
-        held_out: The examples to measure the loss on.
-        added: Ids of tokens that the tokenizer lacked.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    template: AnyTemplate | None
-    template_name: str | None
-    encoder: Encoder
-    criterion: Criterion
-    surveys: tuple[Survey, ...]
-    train: list[Example]
-    held_out: list[Example]
-    added: tuple[int, ...]
+from .specs import ModelSpec, Tuner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,94 +42,7 @@ class Learner:
     new_tokens: tuple[int, ...]
 
 
-def encode_data(plan: Plan, report: Reporter) -> Material:
-    """Load the tokenizer, settle the template and encode all data.
-
-    Raises:
-        DataError: Nothing can be learned from the data, or a conversation is too long.
-    """
-    settings = plan.settings
-    tokenizer = load_tokenizer(plan.model, settings.trust_remote_code)
-    template, name, added = None, None, ()
-    if plan.objective.data != "text":
-        template, name, added = _settle_template(plan, tokenizer, report)
-    encoder = Encoder(tokenizer, template, settings.max_tokens, settings.on_bad)
-    criterion = plan.objective.build(plan.objective_options)
-    surveys: list[Survey] = []
-
-    def examples_of(data: Data, name: str) -> list[Example]:
-        records = data.records
-        if settings.reasoning == "disable":
-            records = [
-                replace(r, data=without_reasoning(r.data)) if isinstance(r.data, Conversation) else r for r in records
-            ]
-        encoder.refused.clear()
-        encoder.split = 0
-        encoded = criterion.encode(records, encoder)
-        for note in [*data.notes, *encoder.refused[:SHOWN]]:
-            report.note(note)
-        if encoder.split:
-            report.note(
-                f"{encoder.split:,} {name} conversations became an example for each reply: "
-                "the template rewrites earlier turns when a conversation goes on"
-            )
-        examples, survey = fit(
-            encoded,
-            settings.max_tokens,
-            settings.on_overflow,
-            name=name,
-            records=len(records),
-            ends=encoder.end_ids,
-            bos=encoder.bos_id,
-            refused=len(encoder.refused),
-            most_dropped=settings.max_dropped,
-        )
-        if encoder.end_ids and encoder.learns_ends and not survey.ends:
-            raise DataError(
-                f"0 of {survey.examples:,} {name} examples train the token that ends a reply; the model would never "
-                "stop. Raise --max-tokens, or choose another --on-overflow."
-            )
-        surveys.append(survey)
-        report.table(f"{name} data", survey.rows())
-        return examples
-
-    examples = examples_of(plan.data, "training")
-    held_out: list[Example] = []
-    if plan.held_out.records:
-        held_out = examples_of(plan.held_out, "held-out")
-    elif settings.eval_split:
-        examples, held_out = split(examples, settings.eval_split, settings.seed)
-        report.note(f"{len(held_out):,} of the training examples are held out")
-    return Material(
-        tokenizer=tokenizer,
-        template=template,
-        template_name=name,
-        encoder=encoder,
-        criterion=criterion,
-        surveys=tuple(surveys),
-        train=examples,
-        held_out=held_out,
-        added=added,
-    )
-
-
-def split(examples: list[Example], part: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Hold out a share of the records, chosen by the seed; both parts keep their order.
-
-    All examples of a record go the same way. Only the blocks of a single document are parted.
-    """
-    places = list(dict.fromkeys(e.where for e in examples))
-    keys: list[Any] = [e.where for e in examples] if len(places) > 1 else list(range(len(examples)))
-    distinct = list(dict.fromkeys(keys))
-    count = max(1, round(len(distinct) * part))
-    if count >= len(distinct):
-        raise DataError(f"--eval-split {part} leaves nothing to train on: there are {len(distinct)} examples.")
-    chosen = {distinct[i] for i in random.Random(f"{seed}:split").sample(range(len(distinct)), count)}
-    pairs = list(zip(examples, keys, strict=True))
-    return [e for e, key in pairs if key not in chosen], [e for e, key in pairs if key in chosen]
-
-
-def padding_share(examples: list[Example], batch_size: int, micro_batch_tokens: int, seed: int) -> float:
+def padding_share(examples: Examples, batch_size: int, micro_batch_tokens: int, seed: int) -> float:
     """Return the share of padding in what the first epoch computes where examples are padded."""
     steps = packing.steps_per_epoch(len(examples), batch_size)
     batches = [
@@ -173,7 +51,7 @@ def padding_share(examples: list[Example], batch_size: int, micro_batch_tokens: 
         for batch in packing.micro_batches(chunk, micro_batch_tokens, packed=False)
     ]
     computed = sum(len(batch) * max(len(e.ids) for e in batch) for batch in batches)
-    return 1 - sum(len(e.ids) for e in examples) / computed
+    return 1 - sum(examples.lengths) / computed
 
 
 def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
@@ -237,7 +115,7 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
 
 def _check_length(config: Any, material: Material) -> None:
     longest = getattr(config, "max_position_embeddings", None)
-    used = max(len(e.ids) for e in [*material.train, *material.held_out])
+    used = max([*material.train.lengths, *material.held_out.lengths])
     if longest and used > longest:
         raise ConfigError(
             f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
@@ -271,36 +149,6 @@ def unlearned(model: Any, material: Material) -> list[int]:
         for i, id in enumerate(ids)
         if rows[i].norm() < 0.01 * typical or any(torch.equal(rows[i], rows[j]) for j in range(len(ids)) if j != i)
     ]
-
-
-def _settle_template(
-    plan: Plan, tokenizer: PreTrainedTokenizerBase, report: Reporter
-) -> tuple[AnyTemplate, str, tuple[int, ...]]:
-    """Choose the template, and give the tokenizer the tokens and the chat template it lacks.
-
-    Returns:
-        The template, what finds it again, and the ids of the tokens that were lacking.
-    """
-    template = plan.template or own_template(tokenizer)
-    if template is None:
-        config = load_config(plan.model, plan.settings.trust_remote_code)
-        spec = family(config.model_type, plan.plugins)
-        template = plan.plugins.templates[spec.template]
-        report.note(f"template {template.name}: the model brings none; the default of {spec.name}")
-    elif template.name == AUTO:
-        report.note(f"template auto: the model's own; a reply ends with {' or '.join(template.stop)}")
-    if isinstance(template, JinjaTemplate) and not template.stop:
-        template = settled(template, tokenizer)
-    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
-    if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
-        report.note(f"the tokenizer gets the template's tokens {', '.join(missing)}")
-    if template.name != AUTO:
-        tokenizer.chat_template = template.jinja()
-    registered = plan.plugins.templates
-    name = registered.qualified(template) if template in [each for _, each in registered.all()] else AUTO
-    added = tuple(tokenizer.get_vocab()[token] for token in missing)
-    return with_reasoning(template, plan.settings.reasoning), name, added
 
 
 def _set_stops(model: Any, material: Material) -> None:

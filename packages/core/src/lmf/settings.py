@@ -42,6 +42,8 @@ class RunSettings:
     )
     max_dropped: float = option(0.05, "Largest share of the examples that may be dropped.", min=0, max=1)
 
+    cache: bool = option(True, "Keep encoded data for the next run with the same data, template and tokenizer.")
+
     eval_data: tuple[str, ...] = option((), "Held-out data to measure the loss on.")
     eval_split: float = option(0.0, "Share of the training data to hold out instead.", min=0, max=0.5)
     eval_every: int | None = option(None, "Optimizer steps between two evaluations; each epoch by default.", min=1)

@@ -267,7 +267,8 @@ class DataSet:
         licence: Under what terms; "unknown" where nobody says.
         size: What there is to download or to read, in bytes; None where it is not known.
         format: The data format of its records; "" where it has none that lmf reads.
-        columns: Keys of its records, and the keys that its format has for them.
+        columns: The columns of its records that are read, and the keys that its format has for
+            them; empty where they have the same names.
         homepage: The page that tells of it.
         files: Returns the files.
         remote: What to download. Nothing is ever downloaded by a run.

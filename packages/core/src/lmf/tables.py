@@ -60,7 +60,8 @@ def read_csv(path: Path, report: Report, delimiter: str = ",") -> Iterator[tuple
             except DataError as error:
                 report(line, str(error))
         elif cells:
-            report(line, f"the row has {len(cells)} cells; the first row names {len(header)} columns.")
+            count = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+            report(line, f"the row has {count}; the first row names {len(header)}.")
 
 
 def read_parquet(path: Path, report: Report) -> Iterator[tuple[int, Any]]:

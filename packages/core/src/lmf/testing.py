@@ -6,19 +6,27 @@ tokenizer are random and made on the spot, so nothing is downloaded.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import itertools
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from .errors import LmfError
+from .conversation import Conversation
+from .errors import DataError, LmfError
+from .jinja import AnyTemplate, JinjaTemplate
+from .sandbox import DATE
 from .specs import ModelSpec, Objective, Record, TuningMethod
 from .template import Message, Template
+from .traits import SAMPLES, takes, traits
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TALK = (Message("user", "Ping?"), Message("assistant", "Pong!"), Message("user", "Bye."), Message("assistant", "Ciao!"))
 TINY = ModelSpec(
@@ -79,9 +87,13 @@ def tiny_checkpoint(folder: Path, **model: Any) -> Path:
     return folder
 
 
-def check_template(template: Template, talk: Sequence[Message] = TALK) -> None:
+def check_template(template: AnyTemplate, talk: Sequence[Message] = TALK) -> None:
     """Every message is rendered once, only replies are trained, each reply ends with a stop string,
-    a prompt in chat is how the same conversation began in training, and transformers renders the same."""
+    a prompt in chat is how the same conversation began in training, and transformers renders the same.
+    What is said to be steady never changes what it wrote when a conversation goes on."""
+    if isinstance(template, JinjaTemplate):
+        _check_jinja_template(template, talk)
+        return
     talks = [tuple(talk)]
     if template.system is not None:
         talks.append((Message("system", "Be brief!"), *talk))
@@ -125,6 +137,162 @@ def _check_jinja(template: Template, talk: Sequence[Message]) -> None:
         )
         ours = "".join(p.text for p in pieces)
         assert theirs == ours, f"{template.name}: its Jinja text renders {theirs!r} instead of {ours!r}"
+
+
+def _check_jinja_template(template: JinjaTemplate, talk: Sequence[Message]) -> None:
+    found = traits(template)
+    talks = [Conversation(tuple(talk))]
+    if found.system:
+        talks.append(Conversation((Message("system", "Be brief!"), *talk)))
+    if found.tools:
+        talks.append(SAMPLES["a tool call"])
+    if found.reasoning:
+        talks.append(SAMPLES["reasoning"])
+    for each in talks:
+        _check_learning(template, each)
+        _check_transformers(template, each)
+    if template.steady:
+        for each in (*talks, *SAMPLES.values()):
+            _check_steady(template, each)
+
+
+def _check_learning(template: JinjaTemplate, talk: Conversation) -> None:
+    name = template.name
+    whole = "".join(p.text for p in template.render(talk.messages, tools=talk.tools, bos="<BOS>", eos="<EOS>"))
+    for message in filter(None, (m.content for m in talk.messages)):
+        forms = {message, json.dumps(message, ensure_ascii=False)[1:-1]}  # a result may stand in JSON
+        assert sum(map(whole.count, forms)) == 1, f"{name}: {message!r} is not rendered once"
+    found = []  # of each reply, what stands before it and what it is
+    for pieces in template.examples(talk, bos="<BOS>", eos="<EOS>"):
+        for i, piece in enumerate(pieces):
+            if piece.trained:
+                found.append(("".join(p.text for p in pieces[:i]), piece.text))
+    replies = [(i, message) for i, message in enumerate(talk.messages) if message.role == "assistant"]
+    assert len(found) == len(replies), f"{name}: {len(found)} stretches of text are trained for {len(replies)} replies"
+    stops = template.stops("<EOS>")
+    for (before, text), (i, message) in zip(found, replies, strict=True):
+        parts = (message.content, message.reasoning, *(call.name for call in message.calls))
+        others = [other.content for other in talk.messages if other.content and other is not message]
+        right = all(part in text for part in parts) and not any(other in text for other in others)
+        assert right, f"{name}: wrong text is trained: {text!r}"
+        assert text.rstrip().endswith(stops), f"{name}: a reply is trained without a stop string at its end: {text!r}"
+        prompt = template.render(talk.messages[:i], tools=talk.tools, reply=True, bos="<BOS>", eos="<EOS>")
+        same = before == "".join(p.text for p in prompt)
+        assert same, f"{name}: prompts in chat differ from prompts in training"
+
+
+def _check_steady(template: JinjaTemplate, talk: Conversation) -> None:
+    texts = []
+    for count in range(1, len(talk.messages) + 1):
+        with contextlib.suppress(DataError):  # it may refuse what is not finished
+            texts.append(template.text_of(Conversation(talk.messages[:count], talk.tools)))
+    for before, after in itertools.pairwise(texts):
+        assert after.startswith(before), f"{template.name}: it is not steady: {before!r} does not begin {after!r}"
+
+
+def _check_transformers(template: JinjaTemplate, talk: Conversation) -> None:
+    tokenizer: Any = tiny_tokenizer()
+    messages = [openai_message(message) for message in talk.messages]
+    count = max(i for i, message in enumerate(talk.messages) if message.role == "assistant")
+    for end, reply in ((len(messages), False), (count, True)):
+        with fixed_date():
+            theirs = tokenizer.apply_chat_template(
+                messages[:end],
+                tools=list(talk.tools) or None,
+                chat_template=template.jinja(),
+                add_generation_prompt=reply,
+                tokenize=False,
+                **template.variables,
+            )
+        part = Conversation(talk.messages[:end], talk.tools)
+        ours = template.text_of(part, reply=reply, bos=SPECIAL[0], eos=SPECIAL[-1])
+        assert theirs == ours, f"{template.name}: transformers renders {theirs!r} instead of {ours!r}"
+
+
+def check_encoding(template: AnyTemplate, tokenizer: PreTrainedTokenizerBase) -> None:
+    """With a tokenizer that has the template's tokens: the ids are those of ``apply_chat_template``, but for
+    those that change where a text is cut, at the start of a reply; prompts are how conversations begin;
+    and the end of each reply is learned.
+
+    Raises:
+        LmfError: The tokenizer cannot work with the template.
+    """
+    from .encode import IGNORED, Encoder
+
+    name, encoder = template.name, Encoder(tokenizer, template)
+    taken = [(what, talk) for what, talk in SAMPLES.items() if takes(template, talk)]
+    assert taken, f"{name}: it takes no conversation at all"
+    for what, talk in taken:
+        examples = encoder.examples([Record(what, talk)])
+        learned = [label for example in examples for label in example.labels if label != IGNORED]
+        replies = [i for i, message in enumerate(talk.messages) if message.role == "assistant"]
+        ends = sum(label in encoder.end_ids for label in learned)
+        assert ends >= len(replies), f"{name}, {what}: {ends} tokens that end a reply are learned for {len(replies)}"
+        for i in replies:
+            prompt = encoder.prompt(talk.messages[:i], talk.tools)
+            begins = any(
+                example.ids[: len(prompt)] == prompt
+                and example.labels[len(prompt)] != IGNORED == example.labels[len(prompt) - 1]
+                for example in examples
+            )
+            assert begins, f"{name}, {what}: the ids of a prompt are not how the conversation began in training"
+            _check_ids(template, tokenizer, f"{name}, {what}", talk, i, prompt, reply=True)
+        if len(examples) == 1:
+            _check_ids(template, tokenizer, f"{name}, {what}", talk, len(talk.messages), examples[0].ids)
+
+
+def _check_ids(
+    template: AnyTemplate,
+    tokenizer: Any,
+    where: str,
+    talk: Conversation,
+    count: int,
+    ours: Sequence[int],
+    reply: bool = False,
+) -> None:
+    """Check ids against those of transformers, which does not cut where a reply starts."""
+    messages = [openai_message(message) for message in talk.messages[:count]]
+    given = {"tools": list(talk.tools) or None, "add_generation_prompt": reply, "chat_template": template.jinja()}
+    variables = template.variables if isinstance(template, JinjaTemplate) else {}
+    with fixed_date():
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **given, **variables)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    theirs = encoded["input_ids"]
+    if theirs == list(ours):
+        return
+    bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+    pieces = template.render(talk.messages[:count], tools=talk.tools, reply=reply, bos=bos, eos=eos)
+    starts = [sum(len(p.text) for p in pieces[:i]) for i, piece in enumerate(pieces) if piece.trained]
+    across = any(begin < start < end for start in starts for begin, end in encoded["offset_mapping"])
+    parts = [text[begin:end] for begin, end in itertools.pairwise((0, *starts, len(text)))]
+    cut = [id for part in parts for id in tokenizer(part, add_special_tokens=False)["input_ids"]]
+    at = next(i for i, pair in enumerate(itertools.zip_longest(ours, theirs)) if pair[0] != pair[1])
+    assert across or cut == list(ours), (
+        f"{where}: the ids differ from apply_chat_template at token {at}: "
+        f"{tokenizer.convert_ids_to_tokens(list(ours[at : at + 3]))} here, "
+        f"{tokenizer.convert_ids_to_tokens(theirs[at : at + 3])} there"
+    )
+
+
+@contextlib.contextmanager
+def fixed_date() -> Iterator[None]:
+    """Let transformers take the same day for today as lmf does."""
+    import transformers.utils.chat_template_utils as theirs
+
+    with mock.patch.object(theirs, "datetime", mock.Mock(now=lambda: DATE)):
+        yield
+
+
+def openai_message(message: Message) -> dict[str, Any]:
+    """Return a message as OpenAI and the chat templates of transformers have it."""
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        told |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+    if message.calls:
+        calls = [({"name": call.name, "arguments": dict(call.arguments)}, call.id) for call in message.calls]
+        told["tool_calls"] = [{"type": "function", "function": call} | ({"id": id} if id else {}) for call, id in calls]
+    named = {"name": message.name, "tool_call_id": message.call_id}
+    return told | {key: value for key, value in named.items() if value}
 
 
 def check_method(method: TuningMethod, folder: Path, steps: int = 4) -> None:

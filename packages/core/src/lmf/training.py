@@ -27,9 +27,10 @@ from .config import to_toml
 from .encode import Example
 from .errors import ConfigError, Interrupted, LmfError
 from .guard import Stop, lock
+from .material import Material, encode_data
 from .packing import Batch
 from .plan import Plan, check_output
-from .prepare import Learner, Material, encode_data, load_learner
+from .prepare import Learner, load_learner
 from .report import Reporter
 from .runs import (
     LOCK_FILE,

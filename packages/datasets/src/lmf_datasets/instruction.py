@@ -169,7 +169,7 @@ DATASETS = [
         source="YeungNLP/firefly-train-1.1M on the hub.",
         size=1_171_119_212,
         format="text2text",
-        columns={"target": "output"},
+        columns={"input": "input", "target": "output"},
         homepage=card("YeungNLP/firefly-train-1.1M"),
         remote=(hub("YeungNLP/firefly-train-1.1M", "firefly-train-1.1M.jsonl"),),
     ),

@@ -3,31 +3,45 @@
 ``lmflow`` and ``genie`` are apart: the formats of two older systems, for the models trained with them.
 """
 
-from lmf import ModelSpec, Template, hookimpl
+from lmf import JinjaTemplate, ModelSpec, Template, hookimpl
 
 from . import (
     baichuan,
     base,
     chatml,
+    cohere,
+    deepseek,
     deepseek_chat,
     early,
+    falcon,
     gemma,
     genie,
+    glm,
+    gpt_oss,
+    granite,
     internlm,
     llama,
+    llama_tools,
     lmflow,
     mistral,
+    mistral_tools,
+    olmo,
     phi,
+    phi4,
+    qwen,
+    smollm,
     yi,
 )
 
 LINES = (base, chatml, gemma, llama, mistral, phi)
-FORMATS = (yi, internlm, baichuan, deepseek_chat, early, lmflow, genie)  # their models need no family of their own
+FORMATS = (yi, internlm, baichuan, deepseek_chat, early, lmflow, genie)  # no family of their own
+# formats with tools, reasoning or both, and some of newer models without
+TOOLS = (qwen, deepseek, glm, granite, smollm, llama_tools, mistral_tools, cohere, gpt_oss, falcon, phi4, olmo)
 
 
 @hookimpl
-def lmf_templates() -> list[Template]:
-    return [template for line in (*LINES, *FORMATS) for template in line.TEMPLATES]
+def lmf_templates() -> list[Template | JinjaTemplate]:
+    return [template for line in (*LINES, *FORMATS, *TOOLS) for template in line.TEMPLATES]
 
 
 @hookimpl

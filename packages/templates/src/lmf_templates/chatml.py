@@ -1,4 +1,4 @@
-"""ChatML, which many lines of models share, and Qwen, whose format it is."""
+"""ChatML, which many lines of models share, and the first two of Qwen, whose format it is."""
 
 from dataclasses import replace
 
@@ -31,12 +31,6 @@ TEMPLATES = [
         name="qwen2",  # also Qwen1.5
         source="https://huggingface.co/Qwen/Qwen2-7B-Instruct/blob/main/tokenizer_config.json",
         default_system="You are a helpful assistant.",
-    ),
-    replace(
-        CHATML,
-        name="qwen2_5",
-        source="https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/tokenizer_config.json",
-        default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     ),
 ]
 

@@ -24,7 +24,21 @@ _LLAMA2 = replace(
     strip=False,
 )
 
+_DEEPSEEK_R1 = Template(  # without the thought that the official format has
+    name="lmflow_deepseek_r1",
+    source=f"{_FOLDER}/deepseek.py",
+    start="{bos}",
+    system="{content}",
+    user="<｜User｜>{content}",
+    assistant="<｜Assistant｜>",
+    reply="{content}<｜end▁of▁sentence｜>",
+    stop=("<｜end▁of▁sentence｜>",),
+    tokens=("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+)
+
 TEMPLATES = [
+    _DEEPSEEK_R1,
+    replace(_DEEPSEEK_R1, name="lmflow_deepseek_r1_distill"),
     # The system text stands bare before the first turn.
     replace(
         GEMMA,
@@ -58,6 +72,16 @@ TEMPLATES = [
     ),
     replace(PHI3, name="lmflow_phi3", source=f"{_FOLDER}/phi.py", start="{bos}"),
     replace(CHATML, name="lmflow_qwen2", source=f"{_FOLDER}/qwen.py"),
+    # The default of QwQ-32B-Preview, and no thought.
+    replace(
+        CHATML,
+        name="lmflow_qwen_qwq",
+        source=f"{_FOLDER}/qwen.py",
+        default_system=(
+            "You are a helpful and harmless assistant. You are Qwen developed by Alibaba. "
+            "You should think step-by-step."
+        ),
+    ),
     replace(
         CHATML,
         name="qwen2_for_tool",
