@@ -52,11 +52,11 @@ def make(file: Path, records: int) -> None:
 def run(part: str, model: str, file: Path) -> None:
     """Do one part in this process, and print seconds, tokens and peak memory in bytes."""
     from lmf import Plugins, RunSettings
-    from lmf.choose import own_template
-    from lmf.data import read
-    from lmf.encode import Encoder
+    from lmf.data.reading import read
+    from lmf.encoding.encoder import Encoder
     from lmf.models import load_tokenizer
     from lmf.sources import find_model
+    from lmf.templates.choose import own_template
     from lmf_sft import Supervised, TrainOptions
 
     assert RunSettings

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 from lmf import Conversation, DataError, DataSet, Message, Objective, Plugins, hookimpl
-from lmf.data import read
+from lmf.data.reading import read
 
 GOOD = b'{"input": "Hi", "output": "Hello!"}'
 BAD = b'{"input": "Hi", "output": null}'

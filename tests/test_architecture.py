@@ -18,28 +18,22 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
-    *(
-        "errors",
-        "config",
-        "conversation",
-        "template",
-        "sandbox",
-        "jinja",
-        "shield",
-        "settings",
-        "specs",
-        "hookspecs",
-        "plugins",
-        "choose",
-    ),
-    *("textfile", "jsonfile", "fields", "toolcalls", "dialogue", "messages", "prompts"),
-    *("conversations", "preferences", "ratings", "formats", "datasetinfo"),
-    *("archive", "fetch", "cache"),
-    *("tables", "hub", "inputs", "data", "mixture", "builtin", "sources"),
-    *("runs", "plan", "report", "guard"),
+    *("errors", "config", "conversation"),
+    *(f"templates.{name}" for name in ("template", "sandbox", "jinja", "shield", "traits")),
+    *("settings", "specs", "hookspecs", "plugins", "templates.choose"),
+    *("data.textfile", "data.jsonfile"),
+    *(f"formats.{name}" for name in ("fields", "toolcalls", "dialogue", "messages", "prompts")),
+    *(f"formats.{name}" for name in ("conversations", "preferences", "ratings", "known", "datasetinfo")),
+    *(f"data.{name}" for name in ("archive", "fetch", "cache", "tables", "hub", "inputs")),
+    *(f"data.{name}" for name in ("reading", "originals", "rewrite", "mixture")),
+    *("builtin", "sources", "runs", "plan", "report", "guard"),
 )
-RUNNING = ("encode", "examples", "fit", "models", "tokencache", "material", "packing", "checkpoint", "generate", "prepare", "training", "testing")
+RUNNING = (
+    *("encoding.encoder", "encoding.examples", "encoding.fit", "models", "encoding.store", "encoding.material"),
+    *("training.packing", "training.checkpoint", "generate", "training.learner", "training.loop", "testing"),
+)
 LAYERS = DESCRIBING + RUNNING
+PARTS = {module.partition(".")[0] for module in LAYERS if "." in module}  # the packages within core
 HEAVY = {"torch", "transformers", "numpy", "peft", "accelerate", "safetensors", "tokenizers"}
 
 
@@ -55,19 +49,25 @@ class Import:
         return self.module.partition(".")[0]
 
 
+def names_of(node: ast.ImportFrom) -> list[str]:
+    return [alias.name for alias in node.names]
+
+
 def imports(source: str, package: str) -> Iterator[Import]:
-    """Yield what a module of ``package`` imports, without what only a type checker reads."""
+    """Yield what a module in ``package``, a dotted name, imports, without what only a type checker reads."""
 
     def walk(nodes: Iterable[ast.AST], lazy: bool) -> Iterator[Import]:
         for node in nodes:
             if isinstance(node, ast.Import):
                 yield from (Import(alias.name, lazy) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level:
-                start = f"{package}.{node.module}" if node.module else package
-                names = [start] if node.module else [f"{start}.{alias.name}" for alias in node.names]
+                parent = ".".join(package.split(".")[: package.count(".") + 2 - node.level])
+                whole = node.module and node.module not in PARTS  # a module; otherwise the names are modules
+                start = f"{parent}.{node.module}" if node.module else parent
+                names = [start] if whole else [f"{start}.{name}" for name in names_of(node)]
                 yield from (Import(name, lazy) for name in names)
             elif isinstance(node, ast.ImportFrom):
-                names = [f"lmf.{alias.name}" for alias in node.names] if node.module == "lmf" else [node.module or ""]
+                names = [f"lmf.{name}" for name in names_of(node)] if node.module == "lmf" else [node.module or ""]
                 yield from (Import(name, lazy) for name in names)
             elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
                 yield from walk(node.orelse, lazy)
@@ -96,7 +96,7 @@ def test_the_reader_of_imports_sees_every_kind_of_import():
     source = """
 import torch.nn as nn, os
 from . import plan
-from .data import read
+from .plugins import read
 from lmf import Template
 if TYPE_CHECKING:
     import peft
@@ -113,7 +113,7 @@ class A:
 g = lambda: __import__("y")
 """
     found = [(each.module, each.lazy) for each in imports(source, "lmf")]
-    eager = ["torch.nn", "os", "lmf.plan", "lmf.data", "lmf.Template", "json", "numpy", "re"]
+    eager = ["torch.nn", "os", "lmf.plan", "lmf.plugins", "lmf.Template", "json", "numpy", "re"]
     assert found == [*((module, False) for module in eager), ("lmf_lora.tuner", True)]
 
 
@@ -129,26 +129,45 @@ def test_packages_share_code_only_through_lmf(file):
     assert not others, f"{name(file)} imports {sorted(others)}"
 
 
-@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: file.stem)
+def test_the_reader_of_imports_follows_the_dots_out_of_a_package():
+    source = "from .encoder import A\nfrom ..errors import B\nfrom . import fit\nfrom ..data import cache"
+    found = [each.module for each in imports(source, "lmf.encoding")]
+    assert found == ["lmf.encoding.encoder", "lmf.errors", "lmf.encoding.fit", "lmf.data.cache"]
+
+
+CORE_MODULES = sorted(file for file in CORE.rglob("*.py") if file.parent == CORE or file.name != "__init__.py")
+
+
+def core_module(file: Path) -> str:
+    """The name of a module of core without its ``lmf.``."""
+    return ".".join(file.relative_to(CORE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("file", CORE_MODULES, ids=core_module)
 def test_core_modules_import_only_lower_ones(file):
-    module = file.relative_to(CORE).parts[0].removesuffix(".py")
+    module = core_module(file)
     if module == "__init__":
         allowed = set(DESCRIBING)
     else:
         assert module in LAYERS, f"{module} has no place in the order of core's modules: give it one in this test"
         allowed = set(LAYERS[: LAYERS.index(module)])
-    for each in imports(file.read_text(), "lmf"):
+    for each in imports(file.read_text(), ".".join(["lmf", *module.split(".")[:-1]])):
         if each.top != "lmf":
             continue
-        used = each.module.split(".")[1]
+        used = each.module.partition(".")[2]
         # what describes may call what runs, at the moment a run needs it
         later = each.lazy and module in DESCRIBING and used in RUNNING
         assert used in allowed or later, f"{module} imports {used}, which does not stand below it"
 
 
+@pytest.mark.parametrize("file", sorted(CORE.glob("*/__init__.py")), ids=lambda file: file.parent.name)
+def test_a_package_of_core_only_says_what_it_holds(file):
+    assert len(ast.parse(file.read_text()).body) == 1
+
+
 @pytest.mark.parametrize("module", [*DESCRIBING, "__init__"])
 def test_what_describes_imports_nothing_heavy_at_the_top(module):
-    file = CORE / f"{module}.py"
+    file = CORE / f"{module.replace('.', '/')}.py"
     heavy = {each.module for each in imports(file.read_text(), "lmf") if not each.lazy and each.top in HEAVY}
     assert not heavy
 

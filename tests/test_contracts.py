@@ -9,10 +9,10 @@ import pytest
 import torch
 from lmf import Conversation, Criterion, Message, ModelSpec, Objective, Piece, Record, Template, Tuner, TuningMethod
 from lmf.config import make
-from lmf.encode import Encoder, Example
+from lmf.encoding.encoder import Encoder, Example
 from lmf.models import load_weights
-from lmf.packing import pack, token_loss
 from lmf.testing import check_method, check_objective, check_template
+from lmf.training.packing import pack, token_loss
 from lmf_full import FullOptions
 from lmf_sft import Supervised, TrainOptions
 from tinyrun import PLUGINS

@@ -18,7 +18,7 @@ from lmf import Plugins, RunSettings
 from lmf.config import make
 from lmf.plan import Plan, make_plan
 from lmf.report import Reporter
-from lmf.training import train
+from lmf.training.loop import train
 from safetensors.torch import load_file
 from transformers.utils import logging
 

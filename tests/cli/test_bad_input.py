@@ -137,7 +137,10 @@ def test_data_that_are_not_there(folder, name, told):
         ("--log tensorbord", "--log tensorbord: no such tracker. Did you mean 'tensorboard'? Trackers: tensorboard"),
         ("--schedule cosin", "--schedule is 'cosin'; it must be one of linear, cosine, constant. Did you mean 'cosin"),
         ("--dtype float16", "--dtype is 'float16'; it must be one of auto, float32, bfloat16. Did you mean 'bfloat16'"),
-        ("--on-overflow ignore", "--on-overflow is 'ignore'; it must be one of error, drop, truncate-left, truncate-right, "),
+        (
+            "--on-overflow ignore",
+            "--on-overflow is 'ignore'; it must be one of error, drop, truncate-left, truncate-right, ",
+        ),
         ("--learning-rate fast", "--learning-rate is 'fast'; it must be a number."),
         ("--learning-rate nan", "--learning-rate is nan; it must be a finite number."),
         ("--learning-rate -1e-4", "--learning-rate is -0.0001; it must be greater than 0."),

@@ -108,7 +108,7 @@ def test_an_unknown_name_is_refused_before_anything_is_fetched(data, tmp_path):
 
 def test_plain_http_needs_a_flag(data, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("lmf.fetch._WAITS", ())
+    monkeypatch.setattr("lmf.data.fetch._WAITS", ())
     plain = Remote(url="http://a.invalid/x", path="x")
     data.plugins.datasets.add(DataSet(name="plain", summary="Plain.", source="B.", remote=(plain,)), "acme")
     with pytest.raises(LmfError, match="is plain http, which anyone on the way can change; it needs --allow-http"):

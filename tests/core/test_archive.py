@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zstandard
 from lmf import DataError
-from lmf.archive import unpack
+from lmf.data.archive import unpack
 
 FILES = {"set/train.jsonl": b'{"text": "a"}\n' * 500, "set/more/test.jsonl": b"{}\n", "readme.txt": b""}
 KINDS = ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "tgz", "zip"]

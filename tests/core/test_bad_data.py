@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datafiles import BAD, CAUSE, GOOD, SAID, core_plugins, refusal
 from lmf import DataError, Plugins
-from lmf.data import read
+from lmf.data.reading import read
 
 ZSTD = b"\x28\xb5\x2f\xfd"
 PREFERENCE = b'{"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}'
@@ -870,10 +870,10 @@ def fuzz(rounds, folder, seed=0):
             content = mutated(content, chance) if chance.random() < 0.5 else content
         path = folder / name
         path.write_bytes(content)
-        on_bad = chance.choice(("error", "skip"))
+        on_bad_record = chance.choice(("error", "skip"))
         start = time.perf_counter()
         try:
-            data = read([str(path)], kind, plugins, on_bad=on_bad)
+            data = read([str(path)], kind, plugins, on_bad_record=on_bad_record)
         except DataError as error:
             count["refused"] += 1
             assert str(path) in str(error), content

@@ -7,10 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import lmf.fetch
+import lmf.data.fetch
 import pytest
-from lmf import DataError, DataSet, PluginError, Plugins, Remote, data
-from lmf.cache import about, data_files, data_folder, fetch, megabytes, missing
+from lmf import DataError, DataSet, PluginError, Plugins, Remote
+from lmf.data import reading as data
+from lmf.data.cache import about, data_files, data_folder, fetch, megabytes, missing
 
 RECORD = b'{"frage": "Hi", "output": "Hello!"}\n'
 
@@ -61,7 +62,7 @@ def read(dataset: DataSet) -> list[str]:
 
 
 def test_what_is_not_downloaded_is_an_error_that_says_how_to_get_it(folder, monkeypatch):
-    monkeypatch.setattr(lmf.fetch, "download", lambda *_: pytest.fail("a run downloads nothing"))
+    monkeypatch.setattr(lmf.data.fetch, "download", lambda *_: pytest.fail("a run downloads nothing"))
     dataset = small(
         Remote(url="https://huggingface.co/a", path="a.jsonl"), Remote(url="https://example.com/b", path="b.jsonl")
     )
@@ -135,9 +136,9 @@ def test_several_processes_that_want_one_data_set_fetch_it_once(folder, tmp_path
     packed = archive(tmp_path / "a.tar.gz", train=RECORD)
     dataset = small(Remote(url=packed.as_uri(), path="a.tar.gz", members=("*",)))
     fetched = []
-    real = lmf.fetch.download
+    real = lmf.data.fetch.download
     start = threading.Barrier(4)
-    monkeypatch.setattr(lmf.fetch, "download", lambda *args, **more: fetched.append(args) or real(*args, **more))
+    monkeypatch.setattr(lmf.data.fetch, "download", lambda *args, **more: fetched.append(args) or real(*args, **more))
 
     def one(_: int) -> list[Path]:
         start.wait()

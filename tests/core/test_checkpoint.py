@@ -13,14 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lmf.checkpoint
+import lmf.training.checkpoint
 import numpy as np
 import pytest
 import torch
 import transformers.modeling_utils
-from lmf import LmfError, checkpoint
+from lmf import LmfError
 from lmf.errors import Interrupted
 from lmf.testing import tiny_model
+from lmf.training import checkpoint
 from safetensors import SafetensorError
 from tinyrun import Notes, ended, fork, log, run, sha256, stop_at, talks
 
@@ -203,7 +204,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> 
             hits.append(Path(path))
             raise error
 
-    opened, saved = builtins.open, lmf.checkpoint.save_file
+    opened, saved = builtins.open, lmf.training.checkpoint.save_file
 
     def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if set(mode) & set("wax+"):
@@ -216,7 +217,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> 
 
     monkeypatch.setattr(builtins, "open", open_)
     monkeypatch.setattr(io, "open", open_)
-    monkeypatch.setattr(lmf.checkpoint, "save_file", save)
+    monkeypatch.setattr(lmf.training.checkpoint, "save_file", save)
     monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", save)
     return hits
 

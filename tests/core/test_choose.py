@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from lmf import Conversation, DataError, JinjaTemplate, LmfError, Message, Plugins, Record, ToolCall, UnknownName
-from lmf.choose import named_template, own_template, with_reasoning, without_reasoning
-from lmf.encode import Encoder
-from lmf.jinja import AnyTemplate
+from lmf.encoding.encoder import Encoder
+from lmf.templates.choose import named_template, own_template, with_reasoning, without_reasoning
+from lmf.templates.jinja import AnyTemplate
 from lmf.testing import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 

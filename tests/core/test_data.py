@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from datafiles import BAD, CAUSE, GOOD, SAID, dataset, providing, refusal
 from lmf import ConfigError, Conversation, DataFormat, LmfError, Message, PluginError, Record
-from lmf.data import read
+from lmf.data.reading import read
 
 # What is read
 
@@ -394,7 +394,7 @@ def test_keys_may_have_other_names_in_the_files(plugins, write):
     name = write("a.jsonl", b'{"question": "Hi", "answer": "Hello!", "output": "a note"}\n"x"')
     columns = {"instruction": "question", "output": "answer"}
     assert refusal(plugins, name, columns=columns) == "a.jsonl:2: the record is the text 'x'; it must be an object."
-    assert read([name], "conversation", plugins, columns=columns, on_bad="skip").records[0].data == SAID
+    assert read([name], "conversation", plugins, columns=columns, on_bad_record="skip").records[0].data == SAID
 
 
 def test_a_data_set_knows_the_names_of_its_keys_and_its_format(plugins, write):
@@ -445,9 +445,7 @@ def test_a_data_set_of_dataset_info_is_read_with_its_columns_and_tags(plugins, d
 
 
 def test_what_dataset_info_does_not_describe_is_refused(plugins, described, monkeypatch):
-    assert "has no data set 'qb'; it has qa, talk, twin." in refusal(
-        plugins, "sets/dataset_info.json:qb"
-    )
+    assert "has no data set 'qb'; it has qa, talk, twin." in refusal(plugins, "sets/dataset_info.json:qb")
     message = "sets/dataset_info.json describes data sets; write which one is meant: sets/dataset_info.json:NAME."
     assert refusal(plugins, "sets/dataset_info.json") == message
     sha1 = hashlib.sha1(Path("sets/qa.json").read_bytes()).hexdigest()
@@ -473,7 +471,7 @@ def test_what_dataset_info_does_not_describe_is_refused(plugins, described, monk
 def test_bad_records_are_left_out_counted_and_listed(plugins, write):
     write("a.jsonl", b"\n".join([GOOD, BAD, b"{", b"\xff", b"7", GOOD]))
     write("b.json", b"[" + GOOD + b',\n{"text": "x"},\n{"input": NaN}]')
-    data = read(["a.jsonl", "b.json"], "conversation", plugins, on_bad="skip")
+    data = read(["a.jsonl", "b.json"], "conversation", plugins, on_bad_record="skip")
     assert [record.where for record in data.records] == ["a.jsonl:1", "a.jsonl:6", "b.json:1"]
     assert [problem.split(": ")[0] for problem in data.skipped] == [
         *("a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "a.jsonl:5"),
@@ -497,7 +495,7 @@ def test_a_bad_file_is_an_error_even_where_bad_records_are_left_out(plugins, wri
         ("b.jsonl", BAD + b"\n" + BAD, f"none of its 2 records can be used; the first problem:\nb.jsonl:1: {CAUSE}"),
     ):
         write(name, content)
-        assert message in refusal(plugins, "a.jsonl", name, on_bad="skip")
+        assert message in refusal(plugins, "a.jsonl", name, on_bad_record="skip")
 
 
 def test_the_notes_tell_what_each_name_gave(plugins, write):
@@ -538,6 +536,6 @@ def test_the_errors_of_the_page_are_those_that_are_shown(plugins, write, content
 
 
 def test_reading_loads_neither_torch_nor_numpy():
-    code = "import sys, lmf.builtin, lmf.data; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, lmf.builtin, lmf.data.reading; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from lmf import ConfigError, Conversation, DataError, DataFormat, Message, Preference, ToolCall, Unpaired
-from lmf.datasetinfo import KEYS, entry, parse_columns, rename
-from lmf.formats import FORMATS
+from lmf.formats.datasetinfo import KEYS, entry, parse_columns, rename
+from lmf.formats.known import FORMATS
 
 HI, HELLO, WHAT = Message("user", "Hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
 CHAT = {

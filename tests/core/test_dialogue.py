@@ -2,7 +2,7 @@
 
 import pytest
 from lmf import Conversation, DataError, Message, ToolCall
-from lmf.dialogue import Turn, conversation, marked, prompt
+from lmf.formats.dialogue import Turn, conversation, marked, prompt
 
 SYSTEM, HI, HELLO = Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!")
 ADD, SUB = ToolCall("add", {"a": 1}, "c1"), ToolCall("sub", {}, "c2")

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import lmf.encode
+import lmf.encoding.encoder
 import pytest
 from lmf import Conversation, JinjaTemplate, LmfError, Message, Piece, Plugins, Record, Template
-from lmf.encode import IGNORED, Encoder, Example
-from lmf.packing import pad
+from lmf.encoding.encoder import IGNORED, Encoder, Example
 from lmf.testing import tiny_tokenizer
+from lmf.training.packing import pad
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -615,7 +615,7 @@ def test_many_conversations_have_the_ids_that_each_has_alone(monkeypatch: pytest
     encoder = Encoder(tokenizer_of("sentencepiece, Prepend"), TEMPLATES["vicuna"])
     talks = [hostile_talk(rng) for _ in range(50)]
     alone = [encoded(encoder, [messages])[0] for messages in talks]
-    monkeypatch.setattr(lmf.encode, "CHUNK", 7)
+    monkeypatch.setattr(lmf.encoding.encoder, "CHUNK", 7)
     assert encoded(encoder, iter(talks)) == alone
 
 

@@ -16,8 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from lmf import ConfigError, DataError, LmfError, fetch
-from lmf.fetch import download
+from lmf import ConfigError, DataError, LmfError
+from lmf.data import fetch
+from lmf.data.fetch import download
 
 DATA = random.Random(0).randbytes(3_000_000)
 HASH = hashlib.sha256(DATA).hexdigest()
@@ -376,9 +377,7 @@ def test_a_killed_download_leaves_no_file_under_its_name_and_the_next_one_cleans
         time.sleep(30)
 
     url = server.at("/data", slow)
-    code = (
-        "import sys; from pathlib import Path; from lmf.fetch import download; download(sys.argv[1], Path(sys.argv[2]))"
-    )
+    code = "import sys; from pathlib import Path; from lmf.data.fetch import download; download(sys.argv[1], Path(sys.argv[2]))"
     process = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "data")])
     assert begun.wait(30)
     while not any(file.stat().st_size for file in tmp_path.iterdir()):

@@ -2,8 +2,8 @@
 
 import pytest
 from lmf import DataError
-from lmf.encode import IGNORED, Example
-from lmf.fit import Overflow, Survey, fit
+from lmf.encoding.encoder import IGNORED, Example
+from lmf.encoding.fit import Overflow, Survey, fit
 
 BOS, END = 1, 2
 
@@ -19,7 +19,7 @@ def talk(*replies: int, prompt: int = 3, where: str = "file:1") -> Example:
 
 
 def kept(examples: list[Example], limit: int, policy: Overflow, **options: float) -> tuple[list[Example], Survey]:
-    return fit(
+    learned, survey = fit(
         examples,
         limit,
         policy,
@@ -29,6 +29,7 @@ def kept(examples: list[Example], limit: int, policy: Overflow, **options: float
         bos=BOS,
         **options,  # type: ignore[arg-type]
     )
+    return list(learned), survey
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "truncate-left", "truncate-right", "split"])

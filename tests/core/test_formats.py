@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from lmf import Conversation, DataError, DataFormat, Message, Preference, Ranking, ToolCall, Unpaired
-from lmf.formats import FORMATS, exact
-from lmf.jsonfile import read_json
+from lmf.data.jsonfile import read_json
+from lmf.formats.known import FORMATS, exact
 
 NAMES = {form.name: form for form in FORMATS}
 KINDS = ("conversation", "prompt", "text", "preference", "unpaired", "ranking")

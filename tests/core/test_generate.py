@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import LmfError, Message, Template, UnknownName, packing
-from lmf.encode import Encoder
+from lmf import LmfError, Message, Template, UnknownName
+from lmf.encoding.encoder import Encoder
 from lmf.errors import Interrupted
 from lmf.generate import Chatter, open_model, ordinary_attention, reply
 from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
+from lmf.training import packing
 from tinyrun import PLUGINS, run, stop_at, talks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import lmf_cli
 import pytest
-from lmf import LmfError, checkpoint
+from lmf import LmfError
 from lmf.guard import SIGNALS, Stop, lock
 from lmf.report import Reporter
+from lmf.training import checkpoint
 from tinyrun import At, ended, fork, log, losses, run, sha256, talks
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from lmf import Conversation, DataError, Message, ToolCall
-from lmf.formats import FORMATS
+from lmf.formats.known import FORMATS
 
 NAMES = {form.name: form for form in FORMATS}
 HI, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}

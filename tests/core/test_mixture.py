@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lmf import ConfigError, Conversation, DataError, Message, Preference, Ranking, Record, Unpaired
-from lmf.mixture import draws, held_out_data, interleave, sample, training_data, unique, weighted, with_system
+from lmf.data.mixture import draws, held_out_data, interleave, sample, training_data, unique, weighted, with_system
 from lmf.settings import RunSettings
 
 
@@ -294,7 +294,7 @@ def test_system_messages_that_have_no_place_are_refused(plugins, files, write):
 
 def test_columns_formats_and_bad_records_are_settings_of_a_run(plugins, write):
     write("a.jsonl", b'{"question": "Hi", "answer": "Hello!"}\n{"question": "Hi"}')
-    settings = {"columns": ("prompt=question", "response=answer"), "on_bad": "skip", "format": "alpaca"}
+    settings = {"columns": ("prompt=question", "response=answer"), "on_bad_record": "skip", "format": "alpaca"}
     data = train(plugins, "a.jsonl", eval_data=("a.jsonl",), **settings)
     assert asked(data) == ["Hi"]
     assert data.skipped[0].startswith("a.jsonl:2: the record has no column 'answer' for 'output'")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from lmf import packing
-from lmf.encode import IGNORED, Example
-from lmf.packing import ATTENTION, micro_batches, pack, packable, pad, token_loss
+from lmf.encoding.encoder import IGNORED, Example
 from lmf.testing import tiny_model
+from lmf.training import packing
+from lmf.training.packing import ATTENTION, micro_batches, pack, packable, pad, token_loss
 from torch import nn
 
 VOCABULARY = 128

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lmf.prepare
+import lmf.training.learner
 import pytest
 from lmf import ConfigError, DataError, Kernel, LmfError, Plugins, RunSettings, UnknownName, hookimpl
 from lmf.config import make
@@ -37,7 +37,7 @@ def done(finished, tmp_path) -> Path:
 @pytest.fixture
 def unloaded(monkeypatch) -> None:
     """Let loading a model fail."""
-    monkeypatch.setattr(lmf.prepare, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(lmf.training.learner, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def files(folder: Path) -> dict[Path, bytes]:

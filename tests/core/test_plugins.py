@@ -176,7 +176,7 @@ BAD = {
     "item of another class": (hook("return [template()]", "lmf_methods"), "returned Template("),
     "item is a class": (
         hook("return [lmf.Template]"),
-        "returned <class 'lmf.template.Template'> where a Template or Jinja",
+        "returned <class 'lmf.templates.template.Template'> where a Template or Jinja",
     ),
     "item lacks a field": (hook("return [lmf.Template(name='bad')]"), "TypeError: "),
     "name twice": (hook("return [template(), template()]"), "defines the template 'bad' twice"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from lmf import Conversation, DataError, Message, Preference, Ranking, ToolCall, Unpaired
-from lmf.formats import FORMATS
+from lmf.formats.known import FORMATS
 
 NAMES = {form.name: form for form in FORMATS}
 SYSTEM, HI = Message("system", "Be brief."), Message("user", "Hi")

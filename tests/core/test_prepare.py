@@ -9,14 +9,15 @@ import pytest
 import torch
 from lmf import ConfigError, DataError, Kernel, ModelSpec, Plugins, RunSettings, Tuner, TuningMethod, hookimpl
 from lmf.config import make
-from lmf.encode import Example
+from lmf.encoding.encoder import Example
+from lmf.encoding.examples import Examples
+from lmf.encoding.material import encode_data, split
 from lmf.generate import open_model, reply
-from lmf.material import encode_data, split
 from lmf.plan import make_plan
-from lmf.prepare import compute_dtype, load_learner, unlearned
 from lmf.report import Reporter
 from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
-from lmf.training import train
+from lmf.training.learner import compute_dtype, load_learner, unlearned
+from lmf.training.loop import train
 from lmf_full import FullOptions
 from tinyrun import PLUGINS, Notes, log, plan, run, sha256, talks, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,11 +31,11 @@ def data(tmp_path_factory) -> Path:
     return talks(tmp_path_factory.mktemp("data") / "talks.jsonl", 12)
 
 
-def examples(*lengths: int) -> list[Example]:
+def examples(*lengths: int) -> Examples:
     """Examples of these lengths; the second half of each is learned."""
-    return [
+    return Examples(
         Example([*range(n)], [-100] * (n // 2) + [*range(n // 2, n)], f"file:{i}") for i, n in enumerate(lengths, 1)
-    ]
+    )
 
 
 # Examples
@@ -43,14 +44,16 @@ def examples(*lengths: int) -> list[Example]:
 @pytest.mark.parametrize(("part", "count"), [(0.5, 10), (0.1, 2), (0.01, 1)])
 def test_what_is_held_out_is_a_function_of_the_seed(part, count):
     all_ = examples(*range(10, 30))
+    order = list(all_)
     chosen = set()
     for seed in range(8):
         random.seed(seed)  # the global generator must not matter
         train_, held_out = split(all_, part, 3)
         chosen.add(tuple(e.where for e in held_out))
         assert len(held_out) == count
-        assert sorted([*train_, *held_out], key=all_.index) == all_
-        assert [train_, held_out] == [sorted(half, key=all_.index) for half in (train_, held_out)]
+        assert sorted([*train_, *held_out], key=order.index) == order
+        for half in (train_, held_out):
+            assert list(half) == sorted(half, key=order.index)
     assert len(chosen) == 1
     assert len({tuple(e.where for e in split(all_, part, seed)[1]) for seed in range(20)}) > 5
 
@@ -61,11 +64,11 @@ def test_a_split_leaves_something_to_train_on():
 
 
 def test_all_examples_of_a_record_are_held_out_together():
-    several = [Example([1, 2], [1, 2], f"file:{i // 3}") for i in range(60)]
+    several = Examples(Example([1, 2], [1, 2], f"file:{i // 3}") for i in range(60))
     train_, held_out = split(several, 0.25, 0)
     assert len(held_out) == 15
     assert not {e.where for e in train_} & {e.where for e in held_out}
-    blocks = [Example([i, 2], [i, 2], "file:1") for i in range(8)]  # of one document
+    blocks = Examples(Example([i, 2], [i, 2], "file:1") for i in range(8))  # of one document
     assert [len(half) for half in split(blocks, 0.25, 0)] == [6, 2]
 
 

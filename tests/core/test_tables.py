@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from datafiles import SAID, core_plugins, refusal
 from lmf import DataError, LmfError
-from lmf.data import read
-from lmf.hub import Address, address
-from lmf.tables import read_arrow, read_csv, read_parquet
+from lmf.data.hub import Address, address
+from lmf.data.reading import read
+from lmf.data.tables import read_arrow, read_csv, read_parquet
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 
@@ -53,7 +53,7 @@ def test_the_line_of_a_row_is_that_on_which_it_begins(plugins, write):
         "a.csv:9: the row has 1 cell; the first row names 2.",
         "a.csv:10: input is empty; a user message may be empty only after a system message with text.",
     ]
-    assert [record.where for record in read([name], "conversation", plugins, on_bad="skip").records] == [
+    assert [record.where for record in read([name], "conversation", plugins, on_bad_record="skip").records] == [
         "a.csv:3",
         "a.csv:7",
     ]
@@ -155,7 +155,7 @@ def test_a_record_comes_back_as_it_was_written(stored):
 
 def test_rows_of_a_table_are_records_with_their_number(plugins, stored):
     name = stored([{"input": "Hi", "output": "Hello!"}] * 5 + [{"input": "Hi"}])
-    data = read([name], "conversation", plugins, on_bad="skip")
+    data = read([name], "conversation", plugins, on_bad_record="skip")
     assert [(record.where, record.data) for record in data.records] == [(f"{name}:{n}", SAID) for n in range(1, 6)]
     assert data.sources[0].sha256 == hashlib.sha256(Path(name).read_bytes()).hexdigest()
     assert data.skipped[0].startswith(f"{name}:6: no data format has the keys 'input'.")

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lmf.packing
-import lmf.training
+import lmf.training.loop
+import lmf.training.packing
 import lmf_cli
 import lmf_sft
 import pytest
@@ -26,7 +26,7 @@ from lmf import ConfigError, LmfError
 from lmf.errors import Interrupted
 from lmf.generate import open_model, reply
 from lmf.testing import tiny_checkpoint
-from lmf.training import schedule
+from lmf.training.loop import schedule
 from tinyrun import (
     PLUGINS,
     At,
@@ -79,10 +79,10 @@ def learners(monkeypatch) -> list[Any]:
     found: list[Any] = []
 
     def keep(*args: Any) -> Any:
-        found.append(lmf.prepare.load_learner(*args))
+        found.append(lmf.training.learner.load_learner(*args))
         return found[-1]
 
-    monkeypatch.setattr(lmf.training, "load_learner", keep)
+    monkeypatch.setattr(lmf.training.loop, "load_learner", keep)
     return found
 
 
@@ -92,7 +92,7 @@ def learners(monkeypatch) -> list[Any]:
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_micro_batches_change_nothing_but_the_rounding(packed, tiny, data, tmp_path, passes, monkeypatch):
     if not packed:
-        monkeypatch.setattr(lmf.packing, "packable", lambda model: False)
+        monkeypatch.setattr(lmf.training.packing, "packable", lambda model: False)
     runs = {}
     for tokens, least, most in ((4096, 10, 10), (130, 16, 20), (1, 68, 68)):  # 20 records: steps of 8, 8 and 4
         runs[tokens] = run(
@@ -110,14 +110,14 @@ def test_micro_batches_agree_to_rounding_in_float64(tiny, data, tmp_path, monkey
     """In float64 what is left after ten steps is a thousandth of what float32 could hide."""
 
     def double(*args: Any) -> Any:
-        learner = lmf.prepare.load_learner(*args)
+        learner = lmf.training.learner.load_learner(*args)
         return dataclasses.replace(learner, model=learner.model.double())
 
     def loss(self: Any, model: Any, batch: Any) -> torch.Tensor:
         logits = model(**batch.inputs, logits_to_keep=batch.index).logits[0]
         return F.cross_entropy(logits, batch.targets, reduction="sum")
 
-    monkeypatch.setattr(lmf.training, "load_learner", double)
+    monkeypatch.setattr(lmf.training.loop, "load_learner", double)
     monkeypatch.setattr(lmf_sft.Supervised, "loss", loss)
     runs = [
         run(tiny, data, tmp_path / str(n), steps=10, batch_size=8, micro_batch_tokens=n, learning_rate=1e-3)
@@ -701,7 +701,7 @@ def test_a_tracker_that_cannot_start_leaves_nothing_behind(tiny, data, tmp_path,
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: name == "wandb" or found(name))
-    monkeypatch.setattr(lmf.training.Accelerator, "init_trackers", offline)
+    monkeypatch.setattr(lmf.training.loop.Accelerator, "init_trackers", offline)
     with pytest.raises(ConnectionError, match="no route"):
         run(tiny, data, tmp_path / "out", log="wandb", steps=1)
     assert not (tmp_path / "out").exists()
@@ -738,11 +738,11 @@ def test_what_cannot_be_saved_beside_the_weights_is_found_before_the_first_step(
     spoil, tiny, data, tmp_path, monkeypatch
 ):
     def load(plan: Any, material: Any, *rest: Any) -> Any:
-        learner = lmf.prepare.load_learner(plan, material, *rest)
+        learner = lmf.training.learner.load_learner(plan, material, *rest)
         spoil(learner, material)
         return learner
 
-    monkeypatch.setattr(lmf.training, "load_learner", load)
+    monkeypatch.setattr(lmf.training.loop, "load_learner", load)
     with pytest.raises(LmfError, match="could not be saved with the tuned model: "):
         run(tiny, data, tmp_path / "out", steps=1)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import lmf_datasets
 import pytest
 from lmf import Conversation, DataError, Plugins, Preference
-from lmf.cache import data_files
+from lmf.data.cache import data_files
 
 CATALOGUE = {dataset.name: dataset for dataset in lmf_datasets.lmf_datasets()}
 README = Path(lmf_datasets.__file__).parents[2] / "README.md"

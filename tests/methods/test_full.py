@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import lmf.prepare
+import lmf.training.learner
 import pytest
 import torch
 from lmf import ConfigError
@@ -116,7 +116,7 @@ def test_what_the_model_does_not_have_is_refused(options, message, tiny, data, t
 
 
 def test_freezing_everything_is_refused_before_the_model_is_loaded(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(lmf.prepare, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(lmf.training.learner, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError) as refused:
         run(tiny, data, tmp_path / "out", "freeze")
     assert str(refused.value) == "freeze trains nothing so far: give --last-layers, --first-layers or --modules."

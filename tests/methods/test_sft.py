@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from lmf import Conversation, Message, Record
-from lmf.encode import Encoder, Example
-from lmf.packing import ATTENTION, pack, pad, token_loss
+from lmf.encoding.encoder import Encoder, Example
 from lmf.testing import tiny_model, tiny_tokenizer
+from lmf.training.packing import ATTENTION, pack, pad, token_loss
 from lmf_sft import Pretraining, Supervised, TrainOptions
 from tinyrun import PLUGINS, log, losses, run
 from tokenizers.processors import TemplateProcessing

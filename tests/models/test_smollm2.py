@@ -10,11 +10,11 @@ from pathlib import Path
 import lmf_smollm2
 import pytest
 from lmf import Conversation, Message, Plugins, RunSettings
-from lmf.data import read
+from lmf.data.reading import read
 from lmf.plan import make_plan
 from lmf.report import Reporter
 from lmf.testing import check_template
-from lmf.training import train
+from lmf.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("In short: ", "Why: ", "Try: ")
@@ -75,9 +75,9 @@ def test_missing_weights_are_an_error_with_the_command_to_install_them(tmp_path,
 
 @pytest.mark.real
 def test_the_converted_model_renders_like_its_own_chat_template_and_loads_whole(plugins: Plugins):
-    from lmf.choose import own_template
     from lmf.models import load_model, load_tokenizer
     from lmf.sources import find_model
+    from lmf.templates.choose import own_template
 
     source = find_model("smollm2-135m", plugins)
     tokenizer = load_tokenizer(source)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from lmf import Conversation, DataError, JinjaTemplate, Message, Piece, ToolCall
-from lmf.sandbox import DATE, compiled
+from lmf.templates.sandbox import DATE, compiled
 from lmf_templates import deepseek, glm, granite, qwen, smollm
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

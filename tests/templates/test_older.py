@@ -11,7 +11,7 @@ from pathlib import Path
 import lmf_templates
 import pytest
 from lmf import DataError, Message, Piece, Template
-from lmf.jinja import AnyTemplate
+from lmf.templates.jinja import AnyTemplate
 
 HERE = Path(__file__).parent
 OLDER = {name: d for name, d in json.loads((HERE / "older.json").read_text(encoding="utf-8")).items() if name != "note"}

@@ -13,7 +13,7 @@ import lmf_templates
 import pytest
 from lmf import DataError, Message, Piece, Plugins, Template
 from lmf.conversation import Role
-from lmf.encode import Encoder
+from lmf.encoding.encoder import Encoder
 from lmf.plugins import GROUP
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

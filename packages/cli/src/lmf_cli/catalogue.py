@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from lmf import DataError, DataSet, LmfError, Plugins, Remote
-from lmf.cache import about, data_folder, fetch, megabytes, missing
+from lmf.data.cache import about, data_folder, fetch, megabytes, missing
 
 from .groups import Command
 from .listings import Json, table

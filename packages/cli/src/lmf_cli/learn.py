@@ -79,7 +79,7 @@ def start(plan: Plan) -> None:
 
     progress = Progress()
     progress.note(f"lmf {plan.objective.name} {plan.method.name}: loading")
-    from lmf.training import train  # torch is imported here, not for --help
+    from lmf.training.loop import train  # torch is imported here, not for --help
 
     quiet()
     folder = train(plan, progress)

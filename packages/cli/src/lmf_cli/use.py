@@ -25,9 +25,9 @@ def generate(plugins: Plugins) -> Callable[..., None]:
         ] = "auto",
     ) -> None:
         """Print a model's reply to one message."""
-        from lmf.choose import named_template
         from lmf.runs import RUN_FILE
         from lmf.sources import find_model
+        from lmf.templates.choose import named_template
 
         if max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1.")

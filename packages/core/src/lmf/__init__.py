@@ -4,7 +4,6 @@ from .config import option
 from .conversation import Conversation, Message, Preference, Ranking, Record, ToolCall, Unpaired
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
 from .hookspecs import hookimpl
-from .jinja import JinjaTemplate
 from .plugins import API_VERSION, Plugins
 from .settings import RunSettings
 from .specs import (
@@ -23,7 +22,8 @@ from .specs import (
     Tuner,
     TuningMethod,
 )
-from .template import Piece, Template
+from .templates.jinja import JinjaTemplate
+from .templates.template import Piece, Template
 
 __all__ = [
     "API_VERSION",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .formats import FORMATS
+from .formats.known import FORMATS
 from .hookspecs import hookimpl
 from .specs import DataFormat, Optimizer
 

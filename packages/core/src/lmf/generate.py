@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import packing
-from .choose import AUTO, named_template, own_template, settled, with_reasoning
 from .config import make
 from .conversation import Message
-from .encode import Encoder
+from .encoding.encoder import Encoder
 from .errors import LmfError
-from .jinja import AnyTemplate, JinjaTemplate
 from .models import load_model, load_tokenizer
 from .plugins import Plugins
 from .runs import RUN_FILE, read_run
 from .sources import Source, family, find_model
+from .templates.choose import AUTO, named_template, own_template, settled, with_reasoning
+from .templates.jinja import AnyTemplate, JinjaTemplate
+from .training import packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 
 import pluggy
 
-from .jinja import AnyTemplate
 from .specs import (
     Command,
     DataFormat,
@@ -26,6 +25,7 @@ from .specs import (
     Optimizer,
     TuningMethod,
 )
+from .templates.jinja import AnyTemplate
 
 hookspec = pluggy.HookspecMarker("lmf")
 hookimpl = pluggy.HookimplMarker("lmf")

@@ -15,17 +15,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from .choose import named_template
 from .config import flag
-from .data import Data
+from .data.mixture import held_out_data, training_data
+from .data.reading import Data
 from .errors import ConfigError, LmfError, did_you_mean
-from .jinja import AnyTemplate
-from .mixture import held_out_data, training_data
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
+from .templates.choose import named_template
+from .templates.jinja import AnyTemplate
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 

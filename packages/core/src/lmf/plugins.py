@@ -20,7 +20,6 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError, UnknownName, did_you_mean
-from .jinja import AnyTemplate
 from .specs import (
     Command,
     DataFormat,
@@ -32,6 +31,7 @@ from .specs import (
     Optimizer,
     TuningMethod,
 )
+from .templates.jinja import AnyTemplate
 
 API_VERSION = 1
 GROUP = f"lmf.v{API_VERSION}"

@@ -19,7 +19,7 @@ class RunSettings:
     data: tuple[str, ...] = option(help="Training data: files, folders or data set names; give it again for more.")
     format: str | None = option(None, "Data format of all records; by default the keys of each tell it.")
     columns: tuple[str, ...] = option((), "Other names of keys, as KEY=COLUMN: instruction=question.", commas=True)
-    on_bad: Literal["error", "skip"] = option("error", "What to do with records that cannot be learned from.")
+    on_bad_record: Literal["error", "skip"] = option("error", "What to do with records that cannot be learned from.")
     mix: Literal["concat", "interleave-first", "interleave-all"] = option(
         "concat", "All data; or shares (--data NAME:WEIGHT) until the first or until all are used up."
     )

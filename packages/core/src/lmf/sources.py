@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cache import cache_folder as cache_folder
+from .data.cache import cache_folder as cache_folder
 from .errors import ConfigError, LmfError, PluginError, UnknownName, did_you_mean
 from .plugins import Plugins
 from .specs import Checkpoint, ModelSpec

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from .encode import Encoder, Example
-    from .packing import Batch
+    from .encoding.encoder import Encoder, Example
+    from .training.packing import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class Criterion:
         The run divides by the sum of ``batch.weight`` over a whole optimizer step and all
         devices, so neither micro-batches nor devices change the result.
         """
-        from .packing import token_loss
+        from .training.packing import token_loss
 
         return token_loss(model, batch)
 

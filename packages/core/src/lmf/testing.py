@@ -19,11 +19,11 @@ from unittest import mock
 
 from .conversation import Conversation
 from .errors import DataError, LmfError
-from .jinja import AnyTemplate, JinjaTemplate
-from .sandbox import DATE
 from .specs import ModelSpec, Objective, Record, TuningMethod
-from .template import Message, Template
-from .traits import SAMPLES, takes, traits
+from .templates.jinja import AnyTemplate, JinjaTemplate
+from .templates.sandbox import DATE
+from .templates.template import Message, Template
+from .templates.traits import SAMPLES, takes, traits
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -217,7 +217,7 @@ def check_encoding(template: AnyTemplate, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         LmfError: The tokenizer cannot work with the template.
     """
-    from .encode import IGNORED, Encoder
+    from .encoding.encoder import IGNORED, Encoder
 
     name, encoder = template.name, Encoder(tokenizer, template)
     taken = [(what, talk) for what, talk in SAMPLES.items() if takes(template, talk)]
@@ -309,7 +309,7 @@ def check_method(method: TuningMethod, folder: Path, steps: int = 4) -> None:
 def _check_training(method: TuningMethod, folder: Path, steps: int, new_tokens: Sequence[int]) -> None:
     import torch
 
-    from . import checkpoint
+    from .training import checkpoint
 
     name, base = method.name, tiny_model()
     ids = torch.randint(8, 300, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -404,8 +404,8 @@ def check_objective(objective: Objective, records: Iterable[Record], template: T
     """
     import torch
 
-    from .encode import IGNORED, Encoder
-    from .packing import ATTENTION, pack, pad
+    from .encoding.encoder import IGNORED, Encoder
+    from .training.packing import ATTENTION, pack, pad
 
     name, records = objective.name, list(records)
     special = [token for token in dict.fromkeys((*SPECIAL, *template.tokens)) if token != SPECIAL[-1]]

@@ -63,7 +63,7 @@ DATASETS = [
     ),
     DataSet(
         name="wikitext-2-raw-v1",
-        summary="WikiText-2: good articles of Wikipedia (arXiv:1609.07843); its empty lines want --on-bad skip.",
+        summary="WikiText-2: good articles of Wikipedia (arXiv:1609.07843); its empty lines want --on-bad-record skip.",
         source="Salesforce/wikitext on the hub.",
         licence="CC-BY-SA-3.0 and GFDL",
         size=6_357_543,

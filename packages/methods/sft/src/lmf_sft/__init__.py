@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from lmf import Criterion, Objective, Record, hookimpl, option
 
 if TYPE_CHECKING:
-    from lmf.encode import Encoder, Example
+    from lmf.encoding.encoder import Encoder, Example
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Pretraining(Criterion):
 
         Blocks overlap by one token, so that every token is predicted exactly once.
         """
-        from lmf.encode import Example
+        from lmf.encoding.encoder import Example
 
         examples = []
         encoded = encoder.texts(cast(str, record.data) for record in records)

@@ -1,0 +1,101 @@
+"""Records of any kind, each with the JSON object that it was read from.
+
+A run wants records of one kind, and of them only what they mean. What looks at data or rewrites
+them wants every record as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from ..conversation import Content
+from ..plugins import Plugins, Registry
+from ..specs import DataFormat
+from .reading import Source, joined, read_each
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A record as it stands in its file.
+
+    Attributes:
+        where: The file and line it comes from, or the file and its number in it.
+        object: The JSON object; its keys are those of its format, where columns were named.
+        format: Its format; ``OBJECT`` if nobody asked.
+        data: What it holds; of ``OBJECT``, the object itself.
+    """
+
+    where: str
+    object: dict[str, Any]
+    format: DataFormat
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Originals:
+    """Records in the order of their files, and the files."""
+
+    records: list[Original]
+    sources: list[Source]
+
+
+OBJECT = DataFormat(
+    name="object",
+    summary="A JSON object, whatever it holds.",
+    data="text",
+    example="{}",
+    matches=lambda record: True,
+    read=lambda record: cast(Content, record),
+)
+
+
+def read_objects(names: Sequence[str], plugins: Plugins, columns: Mapping[str, str] | None = None) -> Originals:
+    """Read records without asking what they mean.
+
+    Args:
+        names: What ``--data`` takes.
+        plugins: Where data sets are looked up.
+        columns: The column of the files for each key that is wanted; by default all keys are.
+
+    Raises:
+        DataError: A name is unknown, or a file or a record is not readable.
+    """
+    return _read(names, plugins, [("lmf-core", OBJECT)], columns=columns)
+
+
+def read_originals(
+    names: Sequence[str], plugins: Plugins, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> Originals:
+    """Read records of whatever kind.
+
+    Args:
+        names: What ``--data`` takes.
+        plugins: Where data sets and formats are looked up.
+        format: The name of the format of all records; by default their keys tell it.
+        columns: The column of the files for each key of the format.
+
+    Raises:
+        DataError: A name is unknown, or a file or a record cannot be used.
+        ConfigError: No format has this name.
+    """
+    return _read(names, plugins, list(plugins.formats.all()), format=format, columns=columns)
+
+
+def _read(names: Sequence[str], plugins: Plugins, formats: Sequence[tuple[str, DataFormat]], **how: Any) -> Originals:
+    keeping = copy.copy(plugins)
+    keeping.formats = Registry(plugins.formats.kind, DataFormat)
+    keeping.formats.hints = plugins.formats.hints
+    for package, form in formats:  # all as of one kind, so that none is refused for its kind
+        keeping.formats.add(replace(form, data="text", read=_keep(form)), package)
+    data = joined(read_each(names, "text", keeping, **how))
+    return Originals(
+        [Original(record.where, *cast(tuple[Any, Any, Any], record.data)) for record in data.records], data.sources
+    )
+
+
+def _keep(form: DataFormat) -> Callable[[Mapping[str, Any]], Any]:
+    """Return a reading that gives the object and its format, too."""
+    return lambda record: (record, form, form.read(record))

@@ -1,0 +1,302 @@
+"""Training data: from files to records, with every bad record named in one error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..conversation import Kind, Record
+from ..errors import ConfigError, DataError, did_you_mean
+from ..formats.datasetinfo import rename
+from ..plugins import Plugins
+from ..specs import DataFormat
+from .hub import HUB, read_hub
+from .inputs import Input, find
+from .jsonfile import noun, read_json, read_lines
+from .tables import read_arrow, read_csv, read_parquet
+from .textfile import STDIN, Report, sha256, standard_input, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file that was read.
+
+    Attributes:
+        path: The file.
+        format: The names of its records' formats; nearly always one.
+        records: How many records it holds.
+        sha256: The SHA-256 of its bytes, in hexadecimal; of a data set of the hub, that of its records.
+        weight: The weight that its data were given, as it was written; "" where there is none.
+    """
+
+    path: Path
+    format: str
+    records: int
+    sha256: str
+    weight: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Records in the order of the files, and the files.
+
+    Attributes:
+        records: What is learned from.
+        sources: What was read.
+        skipped: The bad records that were left out: each with its file, its line and what is wrong.
+        notes: What a user should know about how the records came together, a line each.
+    """
+
+    records: list[Record]
+    sources: list[Source]
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read(names: Sequence[str], kind: Kind, plugins: Plugins, **how: Any) -> Data:
+    """Read training data as one list; the arguments are those of ``read_each``."""
+    return joined(read_each(names, kind, plugins, **how))
+
+
+def joined(parts: Sequence[Data]) -> Data:
+    """Return several data as one, in order."""
+    return Data(
+        [record for part in parts for record in part.records],
+        [source for part in parts for source in part.sources],
+        [problem for part in parts for problem in part.skipped],
+        [note for part in parts for note in part.notes],
+    )
+
+
+def read_each(
+    names: Sequence[str],
+    kind: Kind,
+    plugins: Plugins,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_bad_record: Literal["error", "skip"] = "error",
+) -> list[Data]:
+    """Read what each name stands for; all of it, or nothing and an error that names every problem.
+
+    Args:
+        names: As ``inputs.find`` takes them. What is named twice is read twice.
+        kind: What the objective learns from.
+        plugins: Where data sets and formats are looked up.
+        format: The name of the format of all records; by default their keys tell it.
+        columns: The column of the files for each key of the format; by default records are taken
+            as they are, or as their data set describes them.
+        on_bad_record: Whether a bad record is an error or is left out. A file of which nothing can be
+            used is always an error.
+
+    Raises:
+        DataError: A name is unknown or has two meanings, or a file or a record cannot be used.
+        ConfigError: No format has this name, or it does not give what is learned from.
+        PluginError: Two packages define a data set of this name.
+    """
+    found = [find(name, plugins) for name in names]
+    if not found:
+        raise DataError("No data are named; name a file, a folder or a data set.")
+    if sum(item.path == STDIN for items in found for item in items) > 1:
+        raise DataError("'-' is named twice; standard input can be read only once.")
+    problems = _Problems()
+    formats = _Formats(kind, plugins, format)
+    parts = []
+    for name, items in zip(names, found, strict=True):
+        parts.append(part := Data([], []))
+        for item in items:
+            try:
+                _read(replace(item, columns=columns) if columns else item, formats, part, problems, on_bad_record)
+            except DataError as error:
+                problems.add(str(error))
+        part.notes.extend(_notes(name, part))
+    problems.check(formats.hints())
+    return parts
+
+
+def _read(
+    item: Input,
+    formats: _Formats,
+    part: Data,
+    problems: _Problems,
+    on_bad_record: Literal["error", "skip"],
+) -> None:
+    """Add the records of one file to ``part``, and itself to its sources."""
+    records: list[Record] = []
+    bad: list[str] = []
+    used = set()
+
+    def report(line: int, problem: str) -> None:
+        if on_bad_record == "skip":
+            bad.append(f"{item.path}:{line}: {problem}")
+        else:
+            problems.add(f"{item.path}:{line}: {problem}")
+
+    known = problems.count
+    values, fingerprint = _open(item, report)
+    for line, value in values:
+        try:
+            renames = item.columns and isinstance(value, dict)
+            record = rename(value, item.columns, item.tags) if renames else value
+            form = formats.find(record, item.format)
+            records.append(Record(f"{item.path}:{line}", form.read(record)))
+        except DataError as error:
+            report(line, str(error))
+        else:
+            used.add(form.name)
+    if not records and bad:
+        raise DataError(f"{item.path}: none of its {_records(len(bad))} can be used; the first problem:\n{bad[0]}")
+    if not records and problems.count == known:
+        raise DataError(f"{item.path} holds no records.")
+    part.records.extend(records)
+    part.skipped.extend(bad)
+    part.sources.append(Source(item.path, ", ".join(sorted(used)), len(records), fingerprint()))
+
+
+def _open(item: Input, report: Report) -> tuple[Iterator[tuple[int, Any]], Callable[[], str]]:
+    """Return the lines and values of a file, and what gives its hash when they have been read."""
+    path = item.path
+    if path == STDIN:
+        piped = standard_input()
+        return read_lines(path, report, piped), piped.sha256
+    if str(path).startswith(HUB):
+        digest = hashlib.sha256()
+        return _hashed(read_hub(str(path), report), digest.update), digest.hexdigest
+    match item.suffix:
+        case ".json":
+            values = read_json(path, report)
+        case ".jsonl" | ".ndjson":
+            values = read_lines(path, report)
+        case ".csv":
+            values = read_csv(path, report)
+        case ".tsv":
+            values = read_csv(path, report, "\t")
+        case ".parquet":
+            values = read_parquet(path, report)
+        case ".arrow" | ".feather":
+            values = read_arrow(path, report)
+        case _:
+            values = iter([(1, {"text": whole(path)})])
+    return values, lambda: sha256(path)
+
+
+def _hashed(values: Iterator[tuple[int, Any]], update: Callable[[bytes], None]) -> Iterator[tuple[int, Any]]:
+    for number, value in values:
+        update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
+        yield number, value
+
+
+def _notes(name: str, part: Data) -> Iterator[str]:
+    files = f" in {len(part.sources):,} files" if len(part.sources) > 1 else ""
+    formats = sorted({name for source in part.sources for name in source.format.split(", ")})
+    yield f"{name}: {_records(len(part.records))}{files}, format {', '.join(formats)}"
+    if part.skipped:
+        yield f"{name}: {_records(len(part.skipped), 'bad ')} left out; the first: {part.skipped[0]}"
+
+
+def _records(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}record{'s' * (count != 1)}"
+
+
+class _Problems:
+    """What is wrong with the data: the first few in words, the others as a number."""
+
+    shown = 20
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= self.shown:
+            self._first.append(problem)
+
+    def check(self, hints: Sequence[str]) -> None:
+        """Raise DataError if there are problems."""
+        lines = [*self._first, *hints]
+        if self.count > 1:
+            first = f"; the first {self.shown}" if self.count > self.shown else ""
+            lines.insert(0, f"{self.count} problems in the data{first}:")
+        if self.count:
+            raise DataError("\n".join(lines))
+
+
+class _Formats:
+    """Finds the format of a record among those that are installed, or minds that it has the one that was asked for."""
+
+    def __init__(self, kind: Kind, plugins: Plugins, asked: str | None):
+        self._kind = kind
+        self._formats = list(plugins.formats.all())
+        self._plugins = plugins
+        self._hints: dict[str, None] = {}  # a set that keeps its order
+        self._asked = plugins.formats[asked] if asked else None
+        if self._asked and self._asked.data != kind:
+            raise ConfigError(
+                f"--format {asked} gives {self._asked.data} records, and here {kind} records are learned."
+            )
+
+    def find(self, record: Any, expected: str | None = None) -> DataFormat:
+        """Return the one format that matches and gives what is learned from.
+
+        Args:
+            record: The record.
+            expected: The name of the format that its data set is said to have.
+
+        Raises:
+            DataError: There is none, or there are several.
+        """
+        if not isinstance(record, dict):
+            raise DataError(f"the record is {noun(record)}; it must be an object.")
+        if self._asked:
+            return self._checked(record, self._asked)
+        matching = [form for _, form in self._formats if form.matches(record)]
+        fitting = [form for form in matching if form.data == self._kind]
+        if len(fitting) > 1:
+            fitting = [form for form in fitting if form.name == expected] or fitting
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            names = " and ".join(self._plugins.formats.qualified(form) for form in fitting)
+            raise DataError(
+                f"the keys {_listed(record)} fit the formats {names}; keep those of one, or say which: --format NAME."
+            )
+        if matching:
+            self._hints[self._objectives(matching[0].data)] = None
+            what = f"a {matching[0].data} (format {matching[0].name})"
+            raise DataError(f"the record is {what}, and here {self._kind}s are learned.")
+        self._hints["A record has to be in one of these formats:\n" + self._examples()] = None
+        raise DataError(f"no data format has the keys {_listed(record)}.{self._nearest(record)}")
+
+    def hints(self) -> list[str]:
+        """Return what helps with all the records for which ``find`` found nothing."""
+        return list(self._hints)
+
+    def _checked(self, record: Mapping[str, Any], form: DataFormat) -> DataFormat:
+        if not form.matches(record):
+            self._hints[f"A record of the format {form.name}: {form.example}"] = None
+            raise DataError(f"the keys {_listed(record)} are not those of --format {form.name}.")
+        return form
+
+    def _objectives(self, kind: Kind) -> str:
+        objectives = self._plugins.objectives
+        fit = [f"`lmf {name}`" for name in objectives if objectives[name].data == kind]
+        return f"What learns from {kind}s: {', '.join(fit) or 'no installed objective'}."
+
+    def _examples(self) -> str:
+        return "\n".join(f"  {form.name}: {form.example}" for _, form in self._formats)
+
+    def _nearest(self, record: Mapping[str, Any]) -> str:
+        expected = {key for _, form in self._formats for key in json.loads(form.example)}
+        strange = [key for key in record if key not in expected]
+        return next(filter(None, (did_you_mean(key, expected) for key in strange[:10])), "")
+
+
+def _listed(record: Mapping[str, Any]) -> str:
+    names = ", ".join(map(reprlib.repr, list(record)[:8]))
+    return f"{names or '(none)'}{f' and {len(record) - 8} more' if len(record) > 8 else ''}"

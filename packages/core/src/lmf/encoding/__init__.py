@@ -1,0 +1,1 @@
+"""Records to token ids: encoded, brought to length, counted and kept."""

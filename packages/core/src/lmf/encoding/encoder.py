@@ -1,0 +1,440 @@
+"""Text to token ids, with the two promises that training and chat depend on.
+
+1. Only the template can write a control token. Text of a user, a document or a reply that
+   spells one is encoded as plain characters.
+2. A prompt has the same ids in training and in chat: no token reaches across the point
+   where the assistant starts to speak.
+
+Both hold by construction. A rendering is cut into control tokens, which get their ids by
+name, and the text between them, which is also cut where a reply starts; each text is
+encoded by a tokenizer that knows no control tokens. Elsewhere a tokenizer makes the same
+cuts, so honest conversations have the ids that ``apply_chat_template`` gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from tokenizers import Tokenizer
+
+from ..conversation import Conversation, Message, Record
+from ..errors import DataError, LmfError
+from ..templates.jinja import AnyTemplate, JinjaTemplate
+from ..templates.shield import Shield
+from ..templates.template import Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+_SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust has it; Python's strip takes more
+IGNORED = -100  # torch's ignore_index: a position that the loss does not count
+LossOn = Literal["assistant", "last", "all"]
+SHOWN = 20  # problems in one error
+_FORM = 500  # characters: what a template of fields writes by itself is shorter
+CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example.
+
+    Attributes:
+        ids: Token ids, length n.
+        labels: The same ids where the loss counts them, otherwise -100; length n.
+        where: The records it comes from, for error messages.
+        weights: How much the loss counts each label; None if 1 throughout. Length n.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    where: str
+    weights: list[float] | None = None
+
+    @property
+    def trained(self) -> int:
+        """The number of predictions that the loss counts; the first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    @property
+    def weight(self) -> float:
+        """What the predictions that the loss counts weigh together."""
+        if self.weights is None:
+            return self.trained
+        counted = zip(self.labels[1:], self.weights[1:], strict=True)
+        return sum(weight for label, weight in counted if label != IGNORED)
+
+
+class _Control(NamedTuple):
+    """A control token in a rendering.
+
+    Attributes:
+        id: Its id.
+        weight: How much the loss counts it; 0 if not at all.
+    """
+
+    id: int
+    weight: float
+
+
+class _Text(NamedTuple):
+    """Text between control tokens.
+
+    Attributes:
+        text: The text.
+        trained: How many of its characters are a reply's; they come first, for where a reply starts a text starts.
+        weight: How much the loss counts these.
+        glued: It continues a text, so the tokenizer must not put a space of its own before it.
+    """
+
+    text: str
+    trained: int
+    weight: float
+    glued: bool
+
+
+_Part = _Control | _Text
+
+
+class Encoder:
+    """Encodes pieces of text for one tokenizer and template.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        template: What renders conversations; None for plain text only.
+        max_tokens: Longest example; an objective that can cuts its texts to that.
+        on_bad_record: Whether a record that the template has no place for is an error.
+
+    Attributes:
+        backend: The tokenizer of the library tokenizers.
+        control_ids: The tokens that only a template can write: the tokenizer's special
+            tokens and those that the template names.
+        end_ids: Those of them that end a reply; without a template, the one that ends a text.
+        bos_id: The one that begins a text, or None.
+        refused: The records that were skipped, each with the reason.
+        split: How many conversations became several examples.
+        learns_ends: Whether what ends a reply is learned.
+
+    Raises:
+        LmfError: The tokenizer has no fast form, or lacks a token that the template needs.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: AnyTemplate | None,
+        max_tokens: int = 2048,
+        on_bad_record: Literal["error", "skip"] = "error",
+    ):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise LmfError(
+                f"The tokenizer is a {type(tokenizer).__name__}, which has no fast form (tokenizer.json).\n"
+                "Convert it with transformers, or choose a model that brings a tokenizer.json."
+            )
+        self.backend = backend
+        self.template = template
+        self.max_tokens = max_tokens
+        self.on_bad_record = on_bad_record
+        self.refused: list[str] = []
+        self.split = 0
+        self.learns_ends = True
+        self.bos = str(tokenizer.bos_token or "")
+        self.eos = str(tokenizer.eos_token or "")
+        named = {token: backend.token_to_id(token) for token in template.tokens} if template else {}
+        if template and "{eos}" in template.controls() and not self.eos:
+            raise LmfError(
+                f"The template {template.name!r} ends replies with the tokenizer's end-of-text token, "
+                "but this tokenizer has none. Choose another --template."
+            )
+        if template and (missing := [token for token, id in named.items() if id is None]):
+            raise LmfError(
+                f"The template {template.name!r} writes {', '.join(missing)}, which this tokenizer has no token for. "
+                "Choose another --template."
+            )
+        added = tokenizer.added_tokens_decoder
+        self._ids = {token.content: id for id, token in added.items() if token.special}
+        self._ids |= {token: id for token, id in named.items() if id is not None}
+        self.control_ids = frozenset(self._ids.values())
+        # tokens that swallow the white space before or after them
+        self._lstrip = {token.content for token in added.values() if token.lstrip}
+        self._rstrip = {token.content for token in added.values() if token.rstrip}
+        ends = template.stops(self.eos) if template else (self.eos,)
+        self.end_ids = frozenset(self._ids[end] for end in ends if end in self._ids)
+        self.bos_id = self._ids.get(self.bos)
+        self._shield = Shield(self._ids)
+        self._written: dict[str, list[str]] = {}  # what _cut_at_controls found
+        text = backend.to_str()
+        spec = json.loads(text)
+        model = spec["model"]
+        # what stands for text outside the vocabulary
+        self._unknown = model["unk_id"] if "unk_id" in model else backend.token_to_id(model.get("unk_token") or "")
+        plain = _plain(text)
+        self._prefix = _drop_prefix(spec)
+        # for a text that starts, and for one that continues
+        self._tokenizers = (plain, _plain(json.dumps(spec)) if self._prefix else plain)
+        first = tokenizer("a")["input_ids"][:1]
+        self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
+
+    def encode(self, renderings: Iterable[Sequence[Piece]]) -> list[Example]:
+        """Encode many renderings; the examples come from nowhere in particular."""
+        return self._encode(map(self._split, renderings))
+
+    def examples(
+        self, records: Iterable[Record], loss_on: LossOn = "assistant", train_end: bool = True
+    ) -> list[Example]:
+        """Render and encode conversations.
+
+        Args:
+            records: Records of the kind "conversation".
+            loss_on: What is learned: the assistant's replies as their weights say, the last one, or every token.
+            train_end: Learn the token that ends a reply, too.
+
+        Returns:
+            In order, an example for each conversation; several where the template needs it.
+
+        Raises:
+            DataError: The template has no place for something in them.
+        """
+        template = self.template
+        assert template
+        self.learns_ends = train_end
+        where: list[str] = []
+        problems: list[str] = []
+
+        def renderings() -> Iterator[list[_Part]]:
+            for record in records:
+                try:
+                    parts = self._parts(template, cast(Conversation, record.data), loss_on)
+                except DataError as error:
+                    problems.append(f"{record.where}: {error}")
+                    continue
+                self.split += len(parts) > 1
+                for each in parts:
+                    where.append(record.where)
+                    yield each
+
+        examples = self._encode(renderings())
+        if problems and self.on_bad_record == "error":
+            more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+            raise DataError("\n".join(problems[:SHOWN]) + more)
+        self.refused += problems
+        return [
+            Example(*self._labelled(example, loss_on, train_end), place, example.weights if loss_on != "all" else None)
+            for example, place in zip(examples, where, strict=True)
+        ]
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), prefill: str = ""
+    ) -> list[int]:
+        """Return the ids of a conversation up to where the assistant speaks on.
+
+        Args:
+            messages: The conversation.
+            tools: The tools that the assistant may call.
+            prefill: What the assistant has said already of its reply.
+        """
+        template = self.template
+        assert template
+        if not prefill:
+            guarded, back = self._guard(template, Conversation(tuple(messages), tuple(tools)))
+            pieces = template.render(guarded.messages, tools=guarded.tools, reply=True, bos=self.bos, eos=self.eos)
+        else:
+            said = (*messages, Message("assistant", prefill))
+            guarded, back = self._guard(template, Conversation(said, tuple(tools)))
+            pieces = template.examples(guarded, bos=self.bos, eos=self.eos)[-1]
+            pieces = _until(pieces, guarded.messages[-1].content)
+        return self._encode([self._split(pieces, back)])[0].ids
+
+    def texts(self, texts: Iterable[str]) -> list[Example]:
+        """Encode documents, each from the tokenizer's own start to its end token."""
+        start = [_Control(self._ids[self.start], 0)] if self.start else []
+        end = [_Control(self._ids[self.eos], 1)] if self.eos else []
+        return self._encode([*start, _Text(text, len(text), 1, glued=False), *end] for text in texts)
+
+    def plain(self, text: str) -> list[int]:
+        """Return the ids of the beginning of a document."""
+        ids = self.texts([text])[0].ids
+        return ids[:-1] if self.eos else ids
+
+    def _parts(self, template: AnyTemplate, conversation: Conversation, loss_on: LossOn) -> list[list[_Part]]:
+        """Render a conversation as one or several examples, cut for encoding."""
+        if loss_on == "last":
+            conversation = _only_last(conversation)
+        guarded, back = self._guard(template, conversation)
+        return [self._split(pieces, back) for pieces in template.examples(guarded, bos=self.bos, eos=self.eos)]
+
+    def _guard(self, template: AnyTemplate, conversation: Conversation) -> tuple[Conversation, dict[int, str]]:
+        return self._shield.guard(conversation) if isinstance(template, JinjaTemplate) else (conversation, {})
+
+    def _split(self, pieces: Iterable[Piece], back: Mapping[int, str] = MappingProxyType({})) -> list[_Part]:
+        """Cut a rendering at its control tokens and where a reply starts; ``back`` lifts a shield."""
+        parts: list[_Part] = []
+        run: list[str] = []  # the text since the last cut
+        learned = 0  # how many of its characters are a reply's
+        weight = 0.0  # of these
+        before = ""  # the control token just before it
+
+        def cut(after: str = "") -> None:
+            nonlocal learned
+            text = "".join(run)
+            if before in self._rstrip:
+                learned = max(0, learned - len(text) + len(text := text.lstrip(_SPACE)))
+            if after in self._lstrip:
+                text = text.rstrip(_SPACE)
+            if text:
+                glued = bool(parts) and (self._prefix == "first" or isinstance(parts[-1], _Text))
+                parts.append(_Text(text.translate(back) if back else text, learned, weight, glued))
+            run.clear()
+            learned = 0
+
+        trained = False
+        for piece in pieces:
+            if piece.trained and not trained:  # a reply starts
+                if run:
+                    cut()
+                before = ""
+                weight = piece.weight
+            trained = piece.trained
+            texts = self._cut_at_controls(piece.text) if piece.control else [piece.text]
+            for i, text in enumerate(texts):
+                if i % 2:
+                    if run:
+                        cut(after=text)
+                    parts.append(_Control(self._ids[text], piece.weight * trained))
+                    before = text
+                elif text:
+                    run.append(text)
+                    learned += len(text) * trained
+        if run:
+            cut()
+        return parts
+
+    def _cut_at_controls(self, text: str) -> list[str]:
+        """Cut what a template writes into texts and control tokens, in turn."""
+        if len(text) > _FORM:
+            return self._shield.split(text)
+        if text not in self._written:
+            self._written[text] = self._shield.split(text)
+        return self._written[text]
+
+    def _encode(self, renderings: Iterable[list[_Part]]) -> list[Example]:
+        results = []
+        renderings = iter(renderings)
+        while chunk := list(itertools.islice(renderings, CHUNK)):
+            known = self._encode_texts(dict.fromkeys(p for parts in chunk for p in parts if isinstance(p, _Text)))
+            for parts in chunk:
+                ids: list[int] = []
+                labels: list[int] = []
+                weights: list[float] = []
+                for part in parts:
+                    if isinstance(part, _Control):
+                        ids.append(part.id)
+                        labels.append(part.id if part.weight else IGNORED)
+                        weights.append(part.weight)
+                    else:
+                        found, trained = known[part]
+                        trained *= part.weight != 0
+                        ids += found
+                        labels += found[:trained] + [IGNORED] * (len(found) - trained)
+                        weights += [part.weight] * len(found)
+                plain = all(weight in (0, 1) for weight in weights)
+                results.append(Example(ids, labels, "", None if plain else weights))
+        return results
+
+    def _labelled(self, example: Example, loss_on: LossOn, train_end: bool) -> tuple[list[int], list[int]]:
+        labels = example.ids if loss_on == "all" else example.labels
+        return example.ids, labels if train_end else [IGNORED if id in self.end_ids else id for id in labels]
+
+    def _encode_texts(self, parts: Iterable[_Text]) -> dict[_Text, tuple[list[int], int]]:
+        """Encode texts. Returns the ids of each, and how many of them are trained."""
+        known = {}
+        for glued, tokenizer in enumerate(self._tokenizers):
+            own = [part for part in parts if part.glued == glued]
+            encodings = tokenizer.encode_batch_fast([part.text for part in own], add_special_tokens=False)
+            for part, encoding in zip(own, encodings, strict=True):
+                ids = encoding.ids
+                if 0 < part.trained < len(part.text) or not self.control_ids.isdisjoint(ids):
+                    ids, starts = self._located(part)
+                    known[part] = ids, sum(start < part.trained for start in starts)
+                else:
+                    known[part] = ids, len(ids) if part.trained else 0
+        return known
+
+    def _located(self, part: _Text) -> tuple[list[int], list[int]]:
+        """Encode a text, cut wherever the vocabulary itself has a control token. Returns ids and their starts in it."""
+        cuts = {0, len(part.text)}
+        while True:
+            ids, starts, more = [], [], set()
+            for begin, end in itertools.pairwise(sorted(cuts)):
+                tokenizer = self._tokenizers[part.glued or begin > 0]
+                encoding = tokenizer.encode(part.text[begin:end], add_special_tokens=False)
+                for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                    ids.append(id)
+                    starts.append(begin + start)
+                    spelled = part.text[begin + start : begin + stop]
+                    if id not in self.control_ids or (id == self._unknown and spelled not in self._ids):
+                        continue
+                    if len(spelled) < 2:
+                        raise LmfError(f"{spelled!r} is a control token of this tokenizer and cannot be plain text.")
+                    more.add(begin + start + 1)
+            if not more:
+                return ids, starts
+            cuts |= more
+
+
+def _only_last(conversation: Conversation) -> Conversation:
+    """Return a conversation of which only the last reply counts."""
+    replies = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+    messages = [replace(m, weight=0.0) if i in replies[:-1] else m for i, m in enumerate(conversation.messages)]
+    return replace(conversation, messages=tuple(messages))
+
+
+def _until(pieces: Sequence[Piece], content: str) -> list[Piece]:
+    """Cut a rendering where the content of its last reply ends."""
+    for i, piece in reversed(list(enumerate(pieces))):
+        for text in (content, content.strip()):
+            at = piece.text.rfind(text) if piece.trained else -1
+            if at >= 0:
+                return [*pieces[:i], replace(piece, text=piece.text[: at + len(text)])]
+    raise DataError("the template does not write the beginning of the reply as it stands.")
+
+
+def _plain(text: str) -> Tokenizer:
+    """Make a tokenizer of a tokenizer.json that takes special tokens for text, and gives offsets of whole tokens."""
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.post_processor = None  # the one of ByteLevel would move the start of a token behind its white space
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _drop_prefix(spec: dict[str, Any]) -> str:
+    """Change a tokenizer.json so that no space is put before a text.
+
+    Returns:
+        Where it was put: "" nowhere, "first" at the start of the text, "always" also after control tokens.
+    """
+    found = ""
+    for step in [*_steps(spec["normalizer"]), *_steps(spec["pre_tokenizer"])]:
+        if step["type"] == "Prepend":
+            step["prepend"], found = "", "always"
+        elif step["type"] == "ByteLevel" and step["add_prefix_space"]:
+            step["add_prefix_space"], found = False, "always"
+        elif step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
+            found = found or step["prepend_scheme"]
+            step["prepend_scheme"] = "never"
+    return found
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers")
+    return [step for each in inner for step in _steps(each)] if inner else [part]

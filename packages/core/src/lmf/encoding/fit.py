@@ -1,0 +1,181 @@
+"""Examples that are too long, and the account of what the data hold and what was left out of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import DataError
+from .encoder import IGNORED, Example
+from .examples import Examples
+
+Overflow = Literal["error", "drop", "truncate-left", "truncate-right", "split"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What the examples of a run are like.
+
+    Attributes:
+        name: "training" or "held-out".
+        records: Number of records that were read.
+        examples: Number of examples that are learned from.
+        tokens: Their tokens.
+        trained: Those of them that the loss counts.
+        lengths: Tokens of an example, before any was cut: at these percentiles, ``("50%", "90%", "99%", "max")``.
+        dropped: Number of examples left out, by reason.
+        truncated: Number of examples that were cut, or cut up.
+        ends: Number of examples that learn where a reply or a text ends.
+    """
+
+    name: str
+    records: int
+    examples: int
+    tokens: int
+    trained: int
+    lengths: dict[str, int]
+    dropped: dict[str, int]
+    truncated: int
+    ends: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the account as rows of a table: what is counted, and the count."""
+        dropped = sum(self.dropped.values())
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        return [
+            ("records", f"{self.records:,}"),
+            ("examples", f"{self.examples:,}"),
+            ("tokens", f"{self.tokens:,}"),
+            ("trained tokens", f"{self.trained:,} ({self.trained / self.tokens:.0%})"),
+            ("tokens an example", ", ".join(f"{at} {count:,}" for at, count in self.lengths.items())),
+            ("dropped", f"{dropped:,}" + (f" ({reasons})" if dropped else "")),
+            ("truncated", f"{self.truncated:,}"),
+            ("ends trained", f"{self.ends:,} of {self.examples:,} examples"),
+        ]
+
+
+def fit(
+    examples: Iterable[Example],
+    limit: int,
+    policy: Overflow,
+    *,
+    name: str,
+    records: int,
+    ends: Set[int] = frozenset(),
+    bos: int | None = None,
+    refused: Sequence[str] = (),
+    most_dropped: float = 1.0,
+) -> tuple[Examples, Survey]:
+    """Bring examples to a length, leave out those without anything to learn, and count both.
+
+    Args:
+        examples: The examples.
+        limit: Longest example in tokens.
+        policy: What to do with longer ones. ``truncate-right`` keeps as many whole replies as fit,
+            ``truncate-left`` the last tokens, so no reply loses its end; ``split`` makes several of one.
+        name: What to call the examples.
+        records: Number of records that were read.
+        ends: Ids of the tokens that end a reply or a text.
+        bos: The token that begins a text, which ``truncate-left`` keeps.
+        refused: The records that were refused before, known when the examples are all read; they count as dropped.
+        most_dropped: Largest share of the examples that may be dropped.
+
+    Raises:
+        DataError: Too much would be dropped, or nothing would be left.
+    """
+    learned = Examples()
+    lengths: list[int] = []
+    dropped, first = Counter[str](), dict[str, str]()
+    long = ended = trained = 0
+    longest = 0, ""
+    for example in examples:
+        length = len(example.ids)
+        lengths.append(length)
+        parts, reason = [example], _BARREN
+        if length > limit:
+            long += 1
+            longest = max(longest, (length, example.where))
+            if example.weight:
+                parts = _shortened(example, limit, policy, ends, bos)
+                reason = _LONG if policy in ("drop", "error") else _NOTHING
+        parts = [part for part in parts if part.weight]
+        learned.extend(parts)
+        trained += sum(part.trained for part in parts)
+        ended += sum(not ends.isdisjoint(part.labels[1:]) for part in parts)
+        if not parts:
+            dropped[reason] += 1
+            first.setdefault(reason, example.where)
+    if long and policy == "error":
+        raise DataError(
+            f"{long:,} of {len(lengths):,} {name} examples are longer than --max-tokens {limit}; "
+            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE}"
+        )
+    dropped[_REFUSED] = len(refused)
+    total = len(lengths) + len(refused)
+    told = "".join(
+        f"\n  {count:,} {reason.format(limit=limit)}" + (f", first {first[reason]}" if reason in first else "")
+        for reason, count in dropped.items()
+        if count
+    )
+    if not learned:
+        raise DataError(f"None of the {total:,} {name} examples can be learned from:{told}\n{_NONE}")
+    if dropped.total() > most_dropped * total:
+        raise DataError(
+            f"{dropped.total():,} of {total:,} {name} examples would be dropped, "
+            f"more than --max-dropped {most_dropped:g} allows:{told}\n{_ADVICE}"
+        )
+    return learned, Survey(
+        name=name,
+        records=records,
+        examples=len(learned),
+        tokens=sum(learned.lengths),
+        trained=trained,
+        lengths=_percentiles(lengths),
+        dropped={reason.format(limit=limit): count for reason, count in dropped.items() if count},
+        truncated=0 if policy == "drop" else long - dropped[_NOTHING],
+        ends=ended,
+    )
+
+
+def _shortened(example: Example, limit: int, policy: Overflow, ends: Set[int], bos: int | None) -> list[Example]:
+    """Return what a policy leaves of an example that is too long."""
+    count = len(example.ids)
+    if policy == "split":
+        return [_part(example, start, start + limit) for start in range(0, count, limit)]
+    if policy == "truncate-left":
+        if example.ids[0] != bos:
+            return [_part(example, count - limit, count)]
+        head, tail = _part(example, 0, 1), _part(example, count - limit + 1, count)
+        weights = None if head.weights is None or tail.weights is None else head.weights + tail.weights
+        return [replace(tail, ids=head.ids + tail.ids, labels=head.labels + tail.labels, weights=weights)]
+    if policy == "truncate-right":
+        for end in range(limit, 1, -1):  # a reply ends where what is trained ends, and at its last token
+            label, behind = example.labels[end - 1], example.labels[end]
+            if label in ends or (label != IGNORED and behind == IGNORED):
+                return [_part(example, 0, end)]
+    return []
+
+
+def _part(example: Example, start: int, end: int) -> Example:
+    part = slice(start, end)
+    weights = example.weights[part] if example.weights else None
+    return replace(example, ids=example.ids[part], labels=example.labels[part], weights=weights)
+
+
+def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Return the length that so many of a hundred examples do not exceed (the nearest rank)."""
+    ordered = sorted(lengths)
+    shares = {"50%": 50, "90%": 90, "99%": 99, "max": 100}
+    return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
+
+
+_REFUSED = "that the template refuses"
+_BARREN = "without a token to learn"
+_LONG = "longer than --max-tokens {limit}"
+_NOTHING = "with no whole reply within --max-tokens {limit}"
+_ADVICE = (
+    "Raise --max-tokens, choose --on-overflow truncate-right, truncate-left or split, or allow more with --max-dropped."
+)
+_NONE = "The loss counts the assistant's replies; see that there are some and that they come early enough."

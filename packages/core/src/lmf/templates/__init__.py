@@ -1,0 +1,1 @@
+"""Templates: what renders conversations, and how one is chosen."""

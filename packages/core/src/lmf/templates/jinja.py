@@ -1,0 +1,268 @@
+"""Templates that are written in Jinja: those of formats with tools and reasoning, and every model's own.
+
+The text follows the conventions of transformers' chat templates. What is trained is found in it
+by rendering: the reply to ``messages[:i]`` is what ``messages[:i + 1]`` has behind the prompt, up to
+the token that ends it. A format may write earlier turns in another way once a conversation goes on
+(Qwen3 drops what was thought). Then one rendering would train text that is never generated, and
+each reply becomes an example of its own, exactly as the model is asked for it later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..conversation import Conversation, Message
+from ..errors import DataError, LmfError
+from .template import Piece, Template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JinjaTemplate:
+    """A conversation template in Jinja.
+
+    The variables are those of transformers: ``messages`` (OpenAI's dicts; ``content`` is a str, what is
+    not there has no key), ``tools``, ``add_generation_prompt``, ``bos_token``, ``eos_token``. A template
+    with reasoning also reads ``enable_thinking`` (False: replies without it) and ``keep_reasoning`` (True:
+    earlier turns keep theirs). What it has no place for, it refuses with ``raise_exception``.
+
+    Attributes:
+        name: The name on the command line.
+        source: Where the format is defined (a URL or a paper).
+        text: The Jinja text. ``{% generation %}`` marks what the assistant writes, its end included.
+            Without marks, a reply ends with the last token of ``stop`` that stands in it.
+        stop: Tokens that end a reply, the usual one first.
+        tokens: Special tokens that the text spells; those that a tokenizer lacks are added.
+        steady: A conversation that goes on never changes what stands before, whatever it holds, and
+            marks are there: one rendering is enough.
+        variables: More variables.
+    """
+
+    name: str
+    source: str
+    text: str
+    stop: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
+    steady: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        reply: bool = False,
+        bos: str = "",
+        eos: str = "",
+    ) -> list[Piece]:
+        """Render messages as pieces of text, in order.
+
+        The pieces are control text throughout: Jinja does not tell what came from a message.
+        ``Encoder`` keeps special tokens out of messages before it calls this.
+
+        Args:
+            messages: The conversation.
+            tools: The tools that the assistant may call.
+            reply: End where the assistant starts to speak; nothing is trained then. Otherwise those replies
+                are, that the whole rendering shows as they were generated.
+            bos: The tokenizer's token for the beginning of a text, or "".
+            eos: The tokenizer's token for its end, or "".
+
+        Raises:
+            DataError: The template refuses the conversation, fails, or drops some of it.
+        """
+        view = _View(self, Conversation(tuple(messages), tuple(tools)), bos, eos)
+        whole = view.text(len(messages), reply)
+        if reply:
+            view.check(whole, [i for i, message in enumerate(messages) if message.role != "assistant"])
+            return [Piece(whole, control=True)]
+        if self.steady:
+            return view.marked()
+        spans = [(start, end, m) for m, text, start, end in view.replies() if whole.startswith(text[:end])]
+        return _cut(whole, spans)
+
+    def examples(self, conversation: Conversation, *, bos: str = "", eos: str = "") -> list[list[Piece]]:
+        """Render what is to be learned from a conversation: all of it at once, or else each reply by itself.
+
+        Raises:
+            DataError: The template refuses the conversation, drops some of it, or is not made to be learned from.
+        """
+        view = _View(self, conversation, bos, eos)
+        if self.steady:
+            return [view.marked()]
+        replies = view.replies()
+        whole = view.text(len(conversation.messages))
+        if all(whole.startswith(text[:end]) for _, text, _, end in replies):
+            return [_cut(whole, [(start, end, message) for message, _, start, end in replies])]
+        if self.variables.get("keep_reasoning"):
+            raise DataError(
+                f"the template {self.name!r} changes earlier replies even when told to keep their reasoning. "
+                "Choose --reasoning strip, or another --template."
+            )
+        return [_cut(text[:end], [(start, end, message)]) for message, text, start, end in replies if message.weight]
+
+    def text_of(self, conversation: Conversation, *, reply: bool = False, bos: str = "", eos: str = "") -> str:
+        """Return what the Jinja text writes, unchecked.
+
+        Raises:
+            DataError: It refuses the conversation or fails.
+        """
+        return _View(self, conversation, bos, eos).text(len(conversation.messages), reply)
+
+    def stops(self, eos: str = "") -> tuple[str, ...]:
+        """Return the tokens that end a reply, with the tokenizer's own filled in."""
+        return tuple(stop.replace("{eos}", eos) for stop in self.stop)
+
+    def controls(self) -> str:
+        """Return all the text that the template itself may write."""
+        return "\n".join((self.text, *self.stop))
+
+    def jinja(self) -> str:
+        """Return the chat template for ``transformers``."""
+        return self.text
+
+
+AnyTemplate = Template | JinjaTemplate
+
+
+class _View:
+    """Renderings of the beginnings of one conversation."""
+
+    def __init__(self, template: JinjaTemplate, conversation: Conversation, bos: str, eos: str):
+        from jinja2 import TemplateSyntaxError
+
+        from .sandbox import compiled
+
+        self.template, self.conversation = template, conversation
+        try:
+            self.program = compiled(template.text)
+        except TemplateSyntaxError as error:
+            where = f"line {error.lineno}: {error}"
+            raise DataError(f"the template {template.name!r} is not valid Jinja: {where}") from None
+        self.messages = [_dict(message) for message in conversation.messages]
+        self.size = sum(len(m.content) + len(m.reasoning) for m in conversation.messages) + 10_000
+        self.context = {"bos_token": bos, "eos_token": eos, "tools": list(conversation.tools) or None}
+        self.context |= template.variables
+        self.stops = template.stops(eos)
+        self._texts: dict[tuple[int, bool], Any] = {}
+
+    def text(self, count: int, reply: bool = False) -> str:
+        """Return the text of the first messages, or the prompt behind them."""
+        return self.rendering(count, reply).text
+
+    def rendering(self, count: int, reply: bool = False) -> Any:
+        from jinja2 import TemplateError
+
+        if (count, reply) not in self._texts:
+            context = {**self.context, "messages": self.messages[:count], "add_generation_prompt": reply}
+            try:
+                self._texts[count, reply] = self.program.render(context, self.size)
+            except TemplateError as error:
+                raise DataError(f"the template {self.template.name!r} fails: {error}") from None
+        return self._texts[count, reply]
+
+    def replies(self) -> list[tuple[Message, str, int, int]]:
+        """Return each reply: the message, the text up to it, and where in the text it starts and ends."""
+        found = []
+        for i, message in enumerate(self.conversation.messages):
+            if message.role == "assistant":
+                text, prompt = self.text(i + 1), self.text(i, reply=True)
+                self.check(text, (i,), start=len(prompt))
+                found.append((message, text, *self._span(i, text, prompt)))
+        others = [i for i, message in enumerate(self.conversation.messages) if message.role != "assistant"]
+        self.check(self.text(len(self.messages)), others)
+        return found
+
+    def marked(self) -> list[Piece]:
+        """Return the whole rendering, each ``{% generation %}`` block trained as its message says."""
+        count = len(self.messages)
+        text, marks = self.rendering(count)
+        said = [message for message in self.conversation.messages if message.role == "assistant"]
+        if marks is None or len(marks) != len(said):
+            raise LmfError(f"The template {self.template.name!r} is not steady: it does not mark every reply once.")
+        self.check(text, range(count))
+        return _cut(text, [(*mark, message) for mark, message in zip(marks, said, strict=True)])
+
+    def _span(self, i: int, text: str, prompt: str) -> tuple[int, int]:
+        name = self.template.name
+        if not text.startswith(prompt):
+            raise DataError(
+                f"the template {name!r} writes messages[{i}] otherwise than it asks for it: the reply does not "
+                "begin with the prompt, so its text cannot be told apart. Choose another --template."
+            )
+        start = len(prompt)
+        if self.program.marked:
+            marks = self.rendering(i + 1).generated
+            if not marks:
+                raise DataError(f"the template {name!r} does not mark messages[{i}] with {{% generation %}}.")
+            return start, marks[-1][1]
+        ends = [at + len(stop) for stop in self.stops if (at := text.rfind(stop, start)) >= 0]
+        if not ends:
+            raise DataError(
+                f"the template {name!r} ends messages[{i}] without {' or '.join(map(repr, self.stops))}; "
+                "the model would not learn to stop. Choose another --template."
+            )
+        return start, max(ends)
+
+    def check(self, text: str, indices: Sequence[int] | range, start: int = 0) -> None:
+        """Raise DataError if the text lacks something of these messages."""
+        reason = not self.template.variables.get("enable_thinking", True)
+        for i in indices:
+            message = self.conversation.messages[i]
+            lost = ""
+            if not _holds(text, message.content, start):
+                lost = "content"
+            elif start and not reason and not _holds(text, message.reasoning, start):
+                lost = "reasoning"
+            elif any(not _holds(text, call.name, start) for call in message.calls):
+                lost = "tool calls"
+            if lost:
+                raise DataError(
+                    f"the template {self.template.name!r} drops the {lost} of messages[{i}], or some of it. "
+                    "Choose another --template, or leave the record out."
+                )
+        for tool in self.conversation.tools:
+            name = str(tool.get("function", tool).get("name", ""))
+            if not _holds(text, name, 0):
+                raise DataError(f"the template {self.template.name!r} has no place for tools ({name!r} is declared).")
+
+
+def _holds(text: str, part: str, start: int) -> bool:
+    """Tell whether a text has a part behind ``start``, without the white space around it or as JSON has it."""
+    part = part.strip()
+    return not part or text.find(part, start) >= 0 or text.find(json.dumps(part, ensure_ascii=False)[1:-1], start) >= 0
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int, Message]]) -> list[Piece]:
+    """Return a rendering as pieces, given where its replies stand."""
+    pieces, position = [], 0
+    for start, end, message in spans:
+        pieces.append(Piece(text[position:start], control=True))
+        pieces.append(Piece(text[start:end], control=True, trained=True, weight=message.weight))
+        position = end
+    pieces.append(Piece(text[position:], control=True))
+    return [piece for piece in pieces if piece.text]
+
+
+def _dict(message: Message) -> dict[str, Any]:
+    """Return a message as transformers' chat templates read it."""
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        said["reasoning_content"] = message.reasoning
+        said["thinking"] = message.reasoning  # gpt-oss reads this name
+    if message.calls:
+        said["tool_calls"] = [
+            {
+                **({"id": call.id} if call.id else {}),
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    if message.name:
+        said["name"] = message.name
+    if message.call_id:
+        said["tool_call_id"] = message.call_id
+    return said

@@ -1,0 +1,1 @@
+"""A training run: batches, the model that learns, the loop, checkpoints."""

@@ -1,0 +1,269 @@
+"""Checkpoints that are there whole or not at all, and that resume bit for bit.
+
+A checkpoint is a folder ``checkpoints/step-000020``: what the tuner saves (it loads in
+transformers or peft), ``optimizer.safetensors``, ``random.safetensors``, ``state.json``
+and, written last, ``manifest.json`` with the size and hash of every other file. It is made
+beside its place, synced, and renamed. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import LmfError
+from ..models import read_tensors
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+
+
+def name(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{step:06d}"
+
+
+def save(
+    output: Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    randoms: Sequence[Mapping[str, torch.Tensor]],
+) -> Path:
+    """Write the checkpoint of a step.
+
+    Args:
+        output: The run's folder.
+        step: Optimizer steps done.
+        save_model: Writes the model into a folder.
+        model: The prepared model; its parameter names key the optimizer's state.
+        optimizer: The optimizer.
+        state: What else the run must know to go on; JSON values.
+        randoms: The ``random_state`` of each process.
+
+    Raises:
+        LmfError: It could not be written; earlier checkpoints are untouched.
+    """
+    final = output / FOLDER / name(step)
+    partial = final.with_name(f".{final.name}.partial")
+    sweep(output)
+    try:
+        with writing(final):
+            partial.mkdir(parents=True)
+            save_model(partial)
+            tensors, scalars = optimizer_state(model, optimizer)
+            save_file(tensors, partial / "optimizer.safetensors")
+            numbered = {f"{rank}/{key}": value for rank, each in enumerate(randoms) for key, value in each.items()}
+            save_file(numbered, partial / "random.safetensors")
+            groups = [{k: v for k, v in g.items() if type(v) in (int, float)} for g in optimizer.param_groups]
+            everything = {**state, "step": step, "optimizer": scalars, "groups": groups}
+            (partial / "state.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+            files = sorted(p for p in partial.rglob("*") if p.is_file())
+            manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            sync(*partial.rglob("*"), partial)
+            if final.exists():
+                _remove(final)
+            partial.replace(final)
+            sync(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def find(output: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint, and why each newer one was passed over."""
+    skipped = []
+    for folder in reversed(_all(output)):
+        problem = damage(folder)
+        if problem is None:
+            return folder, skipped
+        skipped.append(f"{folder.name} is damaged: {problem}")
+    return None, skipped
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if "state.json" not in manifest:
+            return f"{MANIFEST} does not name state.json"
+        for relative, entry in manifest.items():
+            file = folder / relative
+            if file.stat().st_size != entry["bytes"]:
+                return f"{relative} has {file.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+            if file_hash(file) != entry["sha256"]:
+                return f"{relative} has other contents than were written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any]:
+    """Put the optimizer's state and the random state of a process back, and return the run's state."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    tensors = dict(read_tensors(folder / "optimizer.safetensors"))
+    parameters = dict(model.named_parameters())
+    for group, values in zip(optimizer.param_groups, state.pop("groups"), strict=True):
+        group.update(values)
+    beside = {p for g in optimizer.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
+    optimizer.state.clear()
+    for key, value in {**tensors, **state.pop("optimizer")}.items():
+        owner, _, field = key.rpartition("/")
+        if owner not in parameters:
+            raise LmfError(f"{folder} has optimizer state for {owner!r}, which the model does not know.")
+        parameter = parameters[owner]
+        if isinstance(value, torch.Tensor) and (field != "step" or parameter in beside):
+            value = value.to(parameter.device)  # torch keeps the step count on the CPU, unless its kernel counts
+        optimizer.state[parameter][field] = value
+    randoms = dict(read_tensors(folder / "random.safetensors"))
+    own = {key.removeprefix(f"{rank}/"): value for key, value in randoms.items() if key.startswith(f"{rank}/")}
+    if own:  # this process was there
+        set_random_state(own)
+    return state
+
+
+def prune(output: Path, step: int, keep: int, best: int | None) -> None:
+    """Delete the checkpoints up to a step, but for the newest ``keep`` of them and the best one."""
+    folders = [folder for folder in _all(output) if _step(folder) <= step]
+    for folder in folders[:-keep]:
+        if _step(folder) != best:
+            _remove(folder)
+
+
+def sweep(output: Path) -> None:
+    """Delete what an ended process left half written."""
+    for path in [*output.glob(".*.partial"), *(output / FOLDER).glob(".*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the optimizer's state as tensors and other values, keyed ``parameter/field``."""
+    tensors, scalars = {}, {}
+    for owner, parameter in model.named_parameters():
+        for field, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{owner}/{field}"] = value.detach().cpu().contiguous()
+            else:
+                scalars[f"{owner}/{field}"] = value
+    return tensors, scalars
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return the state of every global random generator, as tensors."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([int(k) for k in keys] + [position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
+        "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss_next is None else gauss_next], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what ``random_state`` returned."""
+    torch.set_rng_state(state["torch"])
+    *keys, position, has_gauss = state["numpy"].tolist()
+    gauss = state["numpy_gauss"].item()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, *internal = state["python"].tolist()
+    gauss = state["python_gauss"].item()
+    random.setstate((version, tuple(internal), None if gauss != gauss else gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def file_hash(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise LmfError if the disk of a folder has fewer than ``need`` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise LmfError(
+            f"{folder.absolute()} has {_size(free)} left, but the run will write about {_size(need)}.\n"
+            "Free some space, choose another --output, or keep fewer checkpoints (--keep)."
+        )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def cannot_write(path: Path, error: Exception) -> str:
+    """Say why a file could not be written, and what to do."""
+    full = f"os error {errno.ENOSPC}" in str(error)  # how safetensors tells of it
+    if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
+        return (
+            f"{path} could not be written: the disk is full ({free:,} bytes left).\n"
+            "Free some space and continue with --resume; earlier checkpoints are untouched."
+        )
+    return (
+        f"{path} could not be written: {getattr(error, 'strerror', None) or error}. Earlier checkpoints are untouched."
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file or folder is written into an LmfError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise LmfError(cannot_write(path, error)) from error
+
+
+def sync(*paths: Path) -> None:
+    """Have files and folders on the disk before anything else happens."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; under a name that ``sweep`` knows, so that no half of it is ever taken for one."""
+    shutil.rmtree(folder.replace(folder.with_name(f".{folder.name}.old.partial")))
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _all(output: Path) -> list[Path]:
+    """Return the checkpoints that have their final name, oldest first."""
+    found = [folder for folder in (output / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", folder.name)]
+    return sorted(found, key=_step)

@@ -1,0 +1,164 @@
+"""From a plan and its examples to a model, and what tunes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..encoding.examples import Examples
+from ..encoding.material import Material
+from ..errors import ConfigError
+from ..models import load_config, load_model
+from ..plan import Plan
+from ..report import Reporter
+from ..sources import family
+from ..specs import ModelSpec, Tuner
+from . import packing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What learns.
+
+    Attributes:
+        model: The prepared model.
+        tuner: The method at work.
+        spec: The model's family.
+        packed: Whether examples are laid end to end.
+        padding: The share of what is computed that is padding.
+        compute: Precision of the forward pass.
+        new_tokens: Ids of the template's tokens that the base never learned.
+    """
+
+    model: nn.Module
+    tuner: Tuner
+    spec: ModelSpec
+    packed: bool
+    padding: float
+    compute: torch.dtype
+    new_tokens: tuple[int, ...]
+
+
+def padding_share(examples: Examples, batch_size: int, micro_batch_tokens: int, seed: int) -> float:
+    """Return the share of padding in what the first epoch computes where examples are padded."""
+    steps = packing.steps_per_epoch(len(examples), batch_size)
+    batches = [
+        batch
+        for chunk in packing.batches(examples, batch_size, seed, 0, steps)
+        for batch in packing.micro_batches(chunk, micro_batch_tokens, packed=False)
+    ]
+    computed = sum(len(batch) * max(len(e.ids) for e in batch) for batch in batches)
+    return 1 - sum(examples.lengths) / computed
+
+
+def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
+    """Load the model and hand it to the tuning method.
+
+    Raises:
+        LmfError: The method cannot work with its options or this model, or the examples are too long for it.
+    """
+    settings = plan.settings
+    config = load_config(plan.model, settings.trust_remote_code)
+    spec = family(config.model_type, plan.plugins)
+    tuner = plan.method.build(plan.method_options, spec)
+    _check_length(config, material)
+    compute = compute_dtype(settings.dtype, device)
+    model: Any = load_model(
+        plan.model,
+        torch.float32 if compute == torch.float32 else None,
+        attention=plan.kernel.load() if plan.kernel else None,
+        allow_pickle=settings.allow_pickle,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    tokens = model.get_input_embeddings().weight.shape[0]
+    if len(material.tokenizer) > tokens:
+        model.resize_token_embeddings(len(material.tokenizer))
+    grown = range(tokens, len(material.tokenizer))  # rows that the tokenizer has and the model had not
+    new = sorted({*material.added, *grown, *unlearned(model, material)})
+    if new:
+        names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
+        report.note(f"the base model never learned {names}: their embeddings are trained too")
+    share = 0.0
+    packed = plan.kernel is None and packing.packable(model)
+    if packed:
+        model.set_attn_implementation(packing.ATTENTION)
+    else:
+        why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
+        share = padding_share(material.train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
+        report.note(f"examples are padded: {why}; {share:.0%} of what is computed is padding")
+    if settings.gradient_checkpointing:
+        # the newer name of the same
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    _set_stops(model, material)
+    model = tuner.prepare(model, new)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trained:
+        raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
+    for parameter in model.parameters():  # trained weights in full precision, frozen ones in the precision of the pass
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+    total = sum(p.numel() for p in model.parameters())
+    report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {str(compute).split('.')[1]}")
+    return Learner(
+        model=model.to(device),
+        tuner=tuner,
+        spec=spec,
+        packed=packed,
+        padding=share,
+        compute=compute,
+        new_tokens=tuple(new),
+    )
+
+
+def _check_length(config: Any, material: Material) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    used = max([*material.train.lengths, *material.held_out.lengths])
+    if longest and used > longest:
+        raise ConfigError(
+            f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
+        )
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision of the forward pass; ``auto`` is bfloat16 where the hardware computes in it."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def unlearned(model: Any, material: Material) -> list[int]:
+    """Return the template's tokens whose embedding the base model never trained.
+
+    Such a row is all but zero, or equal to the row of another of these tokens: released base
+    models reserve tokens that way (Llama 3 with near-zero rows).
+    """
+    if not material.template:
+        return []
+    known = material.tokenizer.get_vocab()
+    ids = [known[token] for token in material.template.tokens if known[token] not in material.added]
+    weight = model.get_input_embeddings().weight.detach().float()
+    typical = weight[:: max(1, len(weight) // 1000)].norm(dim=1).median()
+    rows = weight[ids]
+    return [
+        id
+        for i, id in enumerate(ids)
+        if rows[i].norm() < 0.01 * typical or any(torch.equal(rows[i], rows[j]) for j in range(len(ids)) if j != i)
+    ]
+
+
+def _set_stops(model: Any, material: Material) -> None:
+    """Let generation end where the template ends a reply."""
+    config, tokenizer = model.generation_config, material.tokenizer
+    if material.template:
+        texts = material.template.stops(material.encoder.eos)
+        known = tokenizer.get_vocab()
+        ids = [known[text] for text in texts if text in known]
+        own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        config.eos_token_id = sorted({*ids, *(id for id in own if id is not None)}) or None
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -1,0 +1,474 @@
+"""One training run, from a plan to a saved model, read top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+from .. import generate
+from ..config import to_toml
+from ..encoding.encoder import Example
+from ..encoding.material import Material, encode_data
+from ..errors import ConfigError, Interrupted, LmfError
+from ..guard import Stop, lock
+from ..plan import Plan, check_output
+from ..report import Reporter
+from ..runs import (
+    LOCK_FILE,
+    LOG_FILE,
+    RUN_FILE,
+    SETTINGS_FILE,
+    read_log,
+    read_run,
+    resume_command,
+    write_file,
+    write_run,
+)
+from . import checkpoint, packing
+from .learner import Learner, load_learner
+from .packing import Batch
+
+
+def train(plan: Plan, report: Reporter | None = None) -> Path:
+    """Run a plan and return its output folder.
+
+    Raises:
+        LmfError: The run cannot be done, diverged, or was interrupted; the message says what is left.
+    """
+    report = report or Reporter()
+    settings, output = plan.settings, plan.settings.output
+    accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
+    set_seed(settings.seed)
+    material = encode_data(plan, report)
+    learner = load_learner(plan, material, accelerator.device, report)
+    check_saving(learner, material, plan)
+    run = _Run(plan, material, learner, accelerator, report)
+    with lock(output) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            check_output(plan)  # again: another run may have come and gone while the model was loaded
+            if settings.overwrite:
+                clear(output)
+        accelerator.wait_for_everyone()
+        try:
+            run.work()
+        except BaseException:
+            if accelerator.is_main_process and not (run.done or settings.resume):
+                with contextlib.suppress(OSError):
+                    clear(output)  # a run that never took a step leaves nothing behind
+            raise
+        finally:
+            accelerator.end_training()
+    return output
+
+
+class _Run:
+    """The loop and what it keeps from step to step."""
+
+    def __init__(self, plan: Plan, material: Material, learner: Learner, accelerator: Accelerator, report: Reporter):
+        self.plan, self.settings, self.output = plan, plan.settings, plan.settings.output
+        self.material, self.learner, self.report = material, learner, report
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.model = learner.model
+        self.wrapped = accelerator.prepare_model(learner.model)
+        assert self.settings.learning_rate is not None  # the plan has filled it in
+        self.rate = self.settings.learning_rate
+        groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
+        self.optimizer = plan.optimizer.build(groups)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
+        self.steps = self.settings.steps or max(1, _ceil(self.settings.epochs * self.per_epoch))
+        self.warmup = min(_ceil(self.settings.warmup * self.steps), self.steps - 1)
+        self.done = 0
+        self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
+        self.since_best = 0  # evaluations since then
+        self.record: dict[str, Any] = {}
+
+    def work(self) -> None:
+        """Train until the last step, an early stop or a signal, and save."""
+        if self.settings.resume:
+            self._resume()
+        self._write_record("running")
+        if self.settings.log:
+            self.accelerator.init_trackers("lmf", config={k: str(v) for k, v in self.plan.values().items()})
+        if not self.done:
+            self._sample("before")
+            self._evaluate()
+        status = "finished"
+        self.report.start(self.done, self.steps)
+        try:
+            with Stop().listening() as stop:
+                status = self._loop(stop)
+        finally:
+            self.report.end()
+        self._finish(status)
+
+    def _loop(self, stop: Stop) -> str:
+        settings, tuner = self.settings, self.learner.tuner
+        chunks = packing.batches(self.material.train, settings.batch_size, settings.seed, self.done, self.steps)
+        self.wrapped.train()
+        for chunk in chunks:
+            if settings.patience and self.since_best >= settings.patience:
+                self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
+                return "stopped early"
+            start = time.perf_counter()
+            tuner.before_step(self.done, self.optimizer)
+            factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            entry = self._step(chunk)
+            self.done += 1
+            tokens = sum(len(e.ids) for e in chunk)
+            entry = {
+                "step": self.done,
+                "epoch": round(self.done / self.per_epoch, 4),
+                **entry,
+                "learning_rate": self.rate * factor,
+                "tokens": tokens,
+                "trained_tokens": sum(e.trained for e in chunk),
+                "tokens_per_second": round(tokens / (time.perf_counter() - start), 1),
+                "memory_bytes": peak_memory(self.device),
+            }
+            self._log(entry)
+            self.report.step(entry)
+            improved = self._due(settings.eval_every) and self._evaluate()
+            signal = max(gather_object([stop.signal or 0]))  # what one process was told, all obey
+            if signal and self.done < self.steps:
+                self._stop(signal)
+            if self._due(settings.save_every) or (improved and settings.save_best):
+                self._save()
+        return "finished"
+
+    def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
+        """Do one optimizer step over the examples of all devices. Returns its loss and gradient norm."""
+        settings = self.settings
+        ranks = self.accelerator.num_processes
+        weight = sum(e.weight for e in chunk)
+        mine = packing.share(chunk, self.accelerator.process_index, ranks)
+        idle = not mine  # fewer examples than devices: this one takes part with a weight of nothing
+        mine = mine or chunk[:1]
+        batches = [
+            self._batch(m) for m in packing.micro_batches(mine, settings.micro_batch_tokens, self.learner.packed)
+        ]
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped), self._precision():
+                loss = self.material.criterion.loss(self.wrapped, batch) / weight
+            loss = loss * 0 if idle else loss
+            self.accelerator.backward(loss * ranks)
+            losses.append(loss.detach())
+        gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        entry = {"loss": self._sum(losses), "gradient_norm": norm.item()}
+        if not all(map(math.isfinite, entry.values())):
+            what = f"the loss is {entry['loss']} and the norm of its gradient {norm.item()}; the step was not taken"
+            self._diverged(f"Step {self.done + 1}: {what}.", losses, [b.where for b in batches])
+        if settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(gradients, settings.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return entry
+
+    def _sum(self, losses: Sequence[torch.Tensor]) -> float:
+        """Add up the losses of all processes."""
+        total: Any = self.accelerator.reduce(torch.stack(list(losses)).sum())
+        return total.item()
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        low = self.learner.compute != torch.float32
+        return torch.autocast(self.device.type, self.learner.compute) if low else contextlib.nullcontext()
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss in nats per token; tell whether it is the lowest so far."""
+        examples = self.material.held_out
+        if not examples:
+            return False
+        self.wrapped.eval()
+        mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
+        losses = [torch.zeros((), dtype=torch.float64, device=self.device)]
+        where: list[Sequence[str]] = [()]
+        with torch.no_grad(), self._precision():
+            for part in packing.micro_batches(mine, self.settings.micro_batch_tokens, self.learner.packed):
+                losses.append(self.material.criterion.loss(self.wrapped, self._batch(part)).double())
+                where.append([e.where for e in part])
+        self.wrapped.train()
+        loss = self._sum(losses) / sum(e.weight for e in examples)
+        if not math.isfinite(loss):
+            self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
+        entry = {"step": self.done, "eval_loss": loss}
+        self._log(entry)
+        self.report.evaluated(entry)
+        if self.best is not None and not loss < self.best["loss"]:
+            self.since_best += 1
+            return False
+        self.best, self.since_best = {"step": self.done, "loss": loss}, 0
+        return self.done > 0
+
+    def _due(self, every: int | None) -> bool:
+        return self.done % (every or self.per_epoch) == 0 or self.done == self.steps
+
+    def _save(self) -> Path:
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self._diverged(f"Step {self.done}: the weights are not finite numbers.", [], [])
+        randoms = gather_object([checkpoint.random_state()])
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.output,
+                self.done,
+                lambda folder: self.learner.tuner.save(self.model, folder),
+                self.model,
+                self.optimizer,
+                {"best": self.best, "since_best": self.since_best},
+                randoms,
+            )
+            checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
+        self.accelerator.wait_for_everyone()
+        return self._checkpoint(self.done)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.output / checkpoint.FOLDER / checkpoint.name(step)
+
+    def _resume(self) -> None:
+        self._compare(read_run(self.output))
+        folder, skipped = checkpoint.find(self.output)
+        for reason in skipped:
+            self.report.note(reason)
+        if folder is None:
+            raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
+        self.learner.tuner.load(self.model, folder)
+        state = checkpoint.load(folder, self.model, self.optimizer, self.accelerator.process_index)
+        self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        if self.best and self.best["step"] and (problem := checkpoint.damage(self._checkpoint(self.best["step"]))):
+            self.report.note(f"the best checkpoint, of step {self.best['step']}, is lost ({problem})")
+            self.best = None
+        if self.accelerator.is_main_process:
+            checkpoint.sweep(self.output)
+            lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
+            with checkpoint.writing(self.output / LOG_FILE):
+                write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        self.report.note(f"resumed from {folder.name}")
+
+    def _compare(self, then: dict[str, Any]) -> None:
+        """Refuse to go on with another template or family; tell of other versions and machines.
+
+        Raises:
+            ConfigError: The same settings mean something else now.
+        """
+        now = self._describe()
+        for key in ("family", "template", "template_sha256", "optimizer", "new_tokens"):
+            if now[key] != then.get(key):
+                raise ConfigError(
+                    f"--resume: the run in {self.output} began with something else:\n"
+                    f"  {key.replace('_', ' ')}: {then.get(key)!r} then, {now[key]!r} now"
+                )
+        for key in ("plugins", "versions", "python", "device", "processes"):
+            if now[key] != then.get(key):
+                self.report.note(f"{key} then: {then.get(key)}; now: {now[key]}. The numbers may differ a little")
+        self.record = then
+
+    def _stop(self, signal: int) -> None:
+        folder = self._save()
+        self._write_record("interrupted")
+        raise Interrupted(
+            f"Stopped after step {self.done} of {self.steps}; saved {folder}.\n"
+            f"Continue: {resume_command(self.plan.objective.name, self.output)}",
+            signal,
+        )
+
+    def _diverged(self, what: str, losses: Sequence[torch.Tensor], where: Sequence[Sequence[str]]) -> NoReturn:
+        """End the run, naming the records of the micro-batches whose loss is not finite, or else of them all."""
+        bad = [name for loss, names in zip(losses, where, strict=True) if not loss.isfinite() for name in names]
+        names = gather_object(bad) or gather_object([name for names in where for name in names])
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        parameter = next((name for name, grad in gradients.items() if not grad.isfinite().all()), None)
+        folder, _ = checkpoint.find(self.output)
+        self._write_record("diverged")
+        raise LmfError(
+            f"{what}\n"
+            + (f"Records of that batch: {', '.join(names[:8])}{more}.\n" if names else "")
+            + (f"First parameter with a bad gradient: {parameter}.\n" if parameter else "")
+            + (f"The last good checkpoint is {folder}. " if folder else "There is no checkpoint yet. ")
+            + "Try a lower --learning-rate, or look at these records."
+        )
+
+    def _finish(self, status: str) -> None:
+        """Save the model that the run gives out, and close the record."""
+        if self.settings.save_best and self.best and self.best["step"] != self.done:
+            self._load_best(self.best["step"])
+        if self.accelerator.is_main_process:
+            save_model(self.learner, self.material, self.output)
+        self._sample("after")
+        self.record["ended"] = status
+        self._write_record("finished")
+
+    def _load_best(self, step: int) -> None:
+        if step == 0:
+            self.report.note("the held-out loss was lowest before training; giving out the last weights all the same")
+        elif problem := checkpoint.damage(self._checkpoint(step)):
+            self.report.note(f"the best checkpoint, of step {step}, is lost ({problem}); giving out the last weights")
+        else:
+            self.learner.tuner.load(self.model, self._checkpoint(step))
+            self.report.note(f"giving out the weights of step {step}, which had the lowest held-out loss")
+
+    def _sample(self, when: str) -> None:
+        if self.settings.sample and self.accelerator.is_main_process:
+            text = generate.reply(self.model, self.material.tokenizer, self.material.encoder, self.settings.sample)
+            self.report.sample(when, self.settings.sample, text)
+            self.record[f"sample_{when}"] = text
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            file = self.output / LOG_FILE
+            with checkpoint.writing(file), file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            if self.settings.log:
+                self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+
+    def _write_record(self, status: str) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.record |= {"status": status, "steps": self.done, "best": self.best, **self._describe()}
+        self.record["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        left_out = {"resume", "overwrite"}
+        settings = {k: v for k, v in self.plan.values().items() if k not in left_out and v not in (None, ())}
+        with checkpoint.writing(self.output / RUN_FILE):
+            write_run(self.output, self.record)
+            write_file(self.output / SETTINGS_FILE, to_toml(settings))
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what is run, with what and on what, as JSON values."""
+        plan = self.plan
+        return {
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
+            "family": plan.plugins.models.qualified(self.learner.spec),
+            "template": self.material.template_name,
+            "template_sha256": _sha256(self.material.template.jinja()) if self.material.template else None,
+            "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
+            "new_tokens": list(self.learner.new_tokens),
+            "data": [dataclasses.asdict(source) for source in plan.data.sources],
+            "surveys": [dataclasses.asdict(survey) for survey in self.material.surveys],
+            "padding": self.learner.padding,
+            "held_out_data": [dataclasses.asdict(source) for source in plan.held_out.sources],
+            "plugins": {p.package: p.version for p in plan.plugins.installed if not p.problem},
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")},
+            "python": platform.python_version(),
+            "device": str(self.device),
+            "processes": self.accelerator.num_processes,
+        }
+
+
+def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
+    """Return the factor of the peak learning rate at a step counted from 0.
+
+    It rises in equal parts to 1 at step ``warmup - 1``, then follows the kind down to 0 after
+    the last step: ``linear``, ``cosine`` (half a wave, arXiv 1608.03983) or ``constant``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if kind == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0
+
+
+def _ceil(steps: float) -> int:
+    return math.ceil(round(steps, 6))  # 1.1 epochs of 10 steps are 11.000000000000002
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far in bytes: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
+    """Try before the first step what could fail after the last: what is saved beside the weights, and disk space.
+
+    Raises:
+        LmfError: It cannot be saved, or the disk is too small.
+    """
+    base, model = _base(learner.model), learner.model
+    try:
+        with checkpoint.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+            _save_extras(learner, material, Path(folder))
+            base.config.save_pretrained(folder)
+    except (ValueError, TypeError) as error:
+        raise LmfError(
+            f"What {plan.model.asked} brings could not be saved with the tuned model: {' '.join(str(error).split())}\n"
+            "Correct its config.json, generation_config.json or tokenizer files."
+        ) from error
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    saved = sum(p.numel() * p.element_size() for p in model.parameters()) if base is model else trained
+    output = plan.settings.output.absolute()
+    existing = next(p for p in [output, *output.parents] if p.exists())
+    freed = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())  # an earlier run that this one replaces
+    checkpoints = plan.settings.keep + 2  # besides: the best one, and the one being written; AdamW doubles the trained
+    checkpoint.check_space(existing, saved * (checkpoints + 1) + 2 * trained * checkpoints - freed)
+
+
+def save_model(learner: Learner, material: Material, output: Path) -> None:
+    """Write what the run gives out, so that transformers or peft load the folder unaided.
+
+    Raises:
+        LmfError: It could not be written; the checkpoints are untouched.
+    """
+    partial = output / ".model.partial"
+    checkpoint.sweep(output)
+    try:
+        with checkpoint.writing(output):
+            partial.mkdir()
+            learner.tuner.save(learner.model, partial)
+            _save_extras(learner, material, partial)
+            checkpoint.sync(*partial.iterdir())
+            for path in sorted(partial.iterdir()):
+                path.replace(output / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
+    """Write the tokenizer with its chat template, and the generation config with its stop ids."""
+    material.tokenizer.save_pretrained(folder)
+    _base(learner.model).generation_config.save_pretrained(folder)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _base(model: Any) -> Any:
+    """Return the model inside an adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def clear(output: Path) -> None:
+    """Delete an earlier run; its record goes last, so that half of it is still known for a run."""
+    for path in sorted(output.iterdir(), key=lambda path: path.name == RUN_FILE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
