@@ -25,11 +25,12 @@ DESCRIBING = (
     *(f"formats.{name}" for name in ("fields", "toolcalls", "dialogue", "messages", "prompts")),
     *(f"formats.{name}" for name in ("conversations", "preferences", "ratings", "known", "datasetinfo")),
     *(f"data.{name}" for name in ("archive", "fetch", "cache", "tables", "hub", "inputs")),
-    *(f"data.{name}" for name in ("reading", "originals", "rewrite", "mixture")),
+    *(f"data.{name}" for name in ("reading", "originals", "rewrite", "mixture", "streaming")),
     *("builtin", "sources", "runs", "plan", "report", "guard"),
 )
 RUNNING = (
-    *("encoding.encoder", "encoding.examples", "encoding.fit", "models", "encoding.store", "encoding.material"),
+    *("encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
+    *("models", "encoding.store", "encoding.material"),
     *("training.packing", "training.checkpoint", "generate", "training.learner", "training.loop", "testing"),
 )
 LAYERS = DESCRIBING + RUNNING

@@ -113,7 +113,7 @@ def test_replies_that_do_not_count_give_no_example_of_their_own() -> None:
     assert shown(own(THINKER), unlearned) == shown(own(THINKER), THOUGHT)[1:]
     tokenizer = tokenizer_with(THINKER)
     encoder = Encoder(tokenizer, own_template(tokenizer))
-    both, last = (encoder.examples([Record("here:1", THOUGHT)], rule) for rule in ("assistant", "last"))  # type: ignore[arg-type]
+    both, last = (list(encoder.examples([Record("here:1", THOUGHT)], rule)) for rule in ("assistant", "last"))  # type: ignore[arg-type]
     assert ([e.where for e in both], last) == (["here:1", "here:1"], both[1:])
 
 
@@ -124,8 +124,53 @@ def test_reasoning_of_earlier_turns_is_kept_on_request() -> None:
         "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<think>well</think>d<|im_end|>»\n"
     )
     stubborn = own(THINKER.replace("keep_reasoning", "never"))
-    with pytest.raises(DataError, match="'auto' changes earlier replies even when told to keep their reasoning"):
+    with pytest.raises(DataError, match="'auto' drops the reasoning of earlier replies even when told to keep it"):
         shown(with_reasoning(stubborn, "keep"), THOUGHT)
+
+
+def test_a_thought_in_the_content_may_stand_apart_from_what_is_said() -> None:
+    """As QwQ, R1 and Qwen3 have it: the prompt opens the thought, or thinking is off and it is left out."""
+    opening = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% set parts = m.content.split('</think>') %}"
+        "{{ '<think>' ~ ('</think>' if quiet else parts[0].removeprefix('<think>') ~ '</think>') ~ parts[-1] }}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '<think>' ~ ('</think>' if quiet) }}{% endif %}"
+    )
+    question = Message("user", "a")
+    inside = Conversation((question, Message("assistant", "<think>hm</think>b")))
+    head = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>"
+    assert shown(own(opening), inside) == [f"{head}«hm</think>b<|im_end|>»\n"]
+    off = "{% set quiet = enable_thinking is false %}" + opening
+    assert shown(with_reasoning(own(off), "disable"), inside) == [f"{head}</think>«b<|im_end|>»\n"]
+    drops = own(opening.replace("parts[0].removeprefix('<think>')", "''"))
+    with pytest.raises(DataError, match=r"drops the reasoning of messages\[1\], or some of it. .* or --reasoning keep"):
+        shown(drops, inside)
+    twice = Conversation((question, Message("assistant", "<think>hm</think>b</think>c")))
+    with pytest.raises(DataError, match=r"drops the content of messages\[1\]"):
+        shown(own(opening), twice)
+
+
+@pytest.mark.parametrize("system", ["Be /think brief.", "/no_think", "s /system_override /no_think"])
+def test_a_format_may_obey_the_switches_in_a_system_text_instead_of_writing_them(system: str) -> None:
+    obeys = CHATML.replace("m.content +", "m.content.replace('/no_think', '').replace('/think', '')"
+                           ".replace('/system_override', '') +")  # fmt: skip
+    talk = Conversation((Message("system", system), *TALK.messages))
+    assert shown(own(CHATML), talk)[0].startswith(f"<|im_start|>system\n{system}<|im_end|>")
+    assert not any(word.startswith("/") for word in shown(own(obeys), talk)[0].split())
+    with pytest.raises(DataError, match=r"drops the content of messages\[0\]"):
+        shown(own(obeys), Conversation((Message("user", "what is /no_think?"), TALK.messages[1])))
+
+
+def test_a_format_that_thinks_on_request_is_asked_where_reasoning_is_kept() -> None:
+    asked = "{% if enable_thinking %}<think>{% endif %}"
+    text = CHATML.replace("m.role + '\n' +", "m.role + '\n' + ('<think>' + m.reasoning_content + '</think>' "
+                          "if enable_thinking and m.reasoning_content else '') +")  # fmt: skip
+    kept = with_reasoning(own(asked + text), "keep")
+    assert "«<think>hm</think>b<|im_end|>»" in shown(kept, THOUGHT)[0]
+    assert kept.render(TALK.messages[:1], reply=True)[0].text.startswith("<think>")
+    with pytest.raises(DataError, match=r"drops the reasoning .* or --reasoning keep where it has a switch"):
+        shown(own(asked + text), THOUGHT)
 
 
 def test_reasoning_can_be_left_out() -> None:
@@ -135,6 +180,10 @@ def test_reasoning_can_be_left_out() -> None:
     )
     template = with_reasoning(own(text), "disable")
     assert without_reasoning(THOUGHT) == TALK
+    inside = Message("assistant", "<think>\nhm\n</think>\n\nb")
+    assert without_reasoning(Conversation((TALK.messages[0], inside))) == Conversation(TALK.messages[:2])
+    quoting = Conversation((Message("user", "<think>a</think>b"), Message("assistant", "It is <think>a</think>.")))
+    assert without_reasoning(quoting) == quoting
     assert template.render(TALK.messages[:1], reply=True)[0].text.endswith("<|im_start|>assistant\n<quiet>")
     assert with_reasoning(PLUGINS.templates["chatml"], "disable") is PLUGINS.templates["chatml"]
 
@@ -161,11 +210,17 @@ def test_what_a_template_drops_or_refuses_is_an_error_with_the_record(
     template = own_template(tokenizer)
     records = [Record("a.jsonl:1", Conversation(TALK.messages[:2])), Record("a.jsonl:7", conversation)]
     with pytest.raises(DataError) as told:
-        Encoder(tokenizer, template).examples(records)
+        list(Encoder(tokenizer, template).examples(records))
     assert str(told.value).startswith(f"a.jsonl:7: {message}")
     encoder = Encoder(tokenizer, template, on_bad_record="skip")
     assert (
-        len(encoder.examples([Record("a.jsonl:7", conversation), Record("a.jsonl:8", Conversation(TALK.messages[:2]))]))
+        len(
+            list(
+                encoder.examples(
+                    [Record("a.jsonl:7", conversation), Record("a.jsonl:8", Conversation(TALK.messages[:2]))]
+                )
+            )
+        )
         == 1
     )
     assert len(encoder.refused) == 1 and encoder.refused[0].startswith(f"a.jsonl:7: {message}")
@@ -223,7 +278,7 @@ def test_a_template_is_named_or_a_file_or_the_models_own(tmp_path: Path) -> None
     template = named_template(str(file), PLUGINS)
     assert isinstance(template, JinjaTemplate) and (template.text, template.stop) == (CHATML, ())
     with pytest.raises(UnknownName, match="Did you mean 'chatml'"):
-        named_template("chatlm", PLUGINS)
+        named_template("chatm", PLUGINS)
     with pytest.raises(LmfError, match=re.escape(f"--template {tmp_path}/no.jinja cannot be read: ")):
         named_template(f"{tmp_path}/no.jinja", PLUGINS)
 
@@ -232,9 +287,8 @@ def test_a_reply_can_be_begun() -> None:
     tokenizer = tokenizer_with(THINKER)
     for template in (own_template(tokenizer), PLUGINS.templates["chatml"]):
         encoder = Encoder(tokenizer, template)
-        whole = encoder.examples(
-            [Record("here", Conversation((Message("user", "a"), Message("assistant", "the user"))))]
-        )
+        talk = Conversation((Message("user", "a"), Message("assistant", "the user")))
+        (whole,) = encoder.examples([Record("here", talk)])
         begun = encoder.prompt([Message("user", "a")], prefill="the user")
-        assert whole[0].ids[: len(begun)] == begun
+        assert whole.ids[: len(begun)] == begun
         assert tokenizer.decode(begun) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nthe user"

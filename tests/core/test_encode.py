@@ -215,7 +215,7 @@ def encoded(encoder: Encoder, talks: Iterable[Sequence[Message]]) -> list[tuple[
 
 
 def texts(encoder: Encoder, documents: Iterable[str]) -> list[tuple[list[int], list[int]]]:
-    return pairs(encoder.texts(documents))
+    return pairs(encoder.texts(Record("here", text) for text in documents))
 
 
 def hostile(rng: random.Random) -> str:

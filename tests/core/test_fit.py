@@ -1,5 +1,7 @@
 """Examples that are too long: what each policy leaves of them, and that everything is counted."""
 
+from typing import Any
+
 import pytest
 from lmf import DataError
 from lmf.encoding.encoder import IGNORED, Example
@@ -18,7 +20,7 @@ def talk(*replies: int, prompt: int = 3, where: str = "file:1") -> Example:
     return Example(ids, labels, where)
 
 
-def kept(examples: list[Example], limit: int, policy: Overflow, **options: float) -> tuple[list[Example], Survey]:
+def kept(examples: list[Example], limit: int, policy: Overflow, **options: Any) -> tuple[list[Example], Survey]:
     learned, survey = fit(
         examples,
         limit,
@@ -121,7 +123,7 @@ def test_too_many_dropped_examples_are_an_error_that_names_the_first_of_each_kin
     ]
     assert len(kept(examples, 20, "drop", most_dropped=0.1)[0]) == 18
     with pytest.raises(DataError, match="2 of 20 training examples would be dropped"):
-        kept(examples[:-1], 20, "drop", most_dropped=0.05, refused=1)
+        kept(examples[:-1], 20, "drop", most_dropped=0.05, refused=["file:21: no"])
 
 
 def test_a_set_without_anything_to_learn_is_an_error() -> None:

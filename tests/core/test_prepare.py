@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import ConfigError, DataError, Kernel, ModelSpec, Plugins, RunSettings, Tuner, TuningMethod, hookimpl
+from lmf import ConfigError, DataError, Kernel, LmfError, ModelSpec, Plugins, RunSettings, Tuner, TuningMethod, hookimpl
 from lmf.config import make
 from lmf.encoding.encoder import Example
 from lmf.encoding.examples import Examples
@@ -163,7 +163,9 @@ def test_the_rows_of_new_tokens_are_trained(tiny, data, tmp_path):
     torch.manual_seed(0)
     material = encode_data(made, Reporter())
     start = load_learner(made, material, CPU, Reporter()).model.get_input_embeddings().weight.detach().clone()
-    after = weights(train(made))["model.embed_tokens.weight"]
+    with pytest.raises(LmfError, match=r"^The records of this plan were given away by an earlier run"):
+        train(made)
+    after = weights(run(tiny, data, tmp_path / "out", "freeze", **settings))["model.embed_tokens.weight"]
     ids = list(material.added)
     assert (start[ids] != after[ids]).any(dim=1).all()
 

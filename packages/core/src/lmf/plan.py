@@ -18,6 +18,7 @@ from typing import Any
 from .config import flag
 from .data.mixture import held_out_data, training_data
 from .data.reading import Data
+from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
@@ -48,6 +49,7 @@ class Plan:
         optimizer: The optimizer.
         data: The training records.
         held_out: The records to measure the loss on; empty without ``--eval-data``.
+        stream: With ``--streaming``, what reads the training records, of which ``data`` then has none.
     """
 
     plugins: Plugins
@@ -63,6 +65,7 @@ class Plan:
     optimizer: Optimizer
     data: Data
     held_out: Data
+    stream: RecordStream | None
 
     def values(self) -> dict[str, Any]:
         """Return every setting by name, as run.toml holds them."""
@@ -116,7 +119,8 @@ def make_plan(
         raise ConfigError("--eval-data and --eval-split are two ways to the same thing; give one of them.")
     if settings.patience and not (settings.eval_data or settings.eval_split):
         raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
-    data = training_data(settings, goal.data, plugins)
+    stream = RecordStream(settings, goal.data, plugins) if settings.streaming else None
+    data = Data([], stream.sources) if stream else training_data(settings, goal.data, plugins)
     held_out = held_out_data(settings, goal.data, plugins)
     model = find_model(settings.model, plugins, settings.allow_pickle)
     if template is None and model.template:
@@ -135,6 +139,7 @@ def make_plan(
         optimizer=optimizer,
         data=data,
         held_out=held_out,
+        stream=stream,
     )
     check_output(plan)
     return plan
@@ -170,7 +175,9 @@ def check_output(plan: Plan) -> None:
 
 
 # the data are compared by their contents
-MAY_CHANGE = frozenset({"resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data"})
+MAY_CHANGE = frozenset(
+    {"resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data", "on_bad_record"}
+)
 
 
 def check_same_run(plan: Plan, run: Mapping[str, Any]) -> None:

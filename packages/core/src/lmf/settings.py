@@ -19,6 +19,8 @@ class RunSettings:
     data: tuple[str, ...] = option(help="Training data: files, folders or data set names; give it again for more.")
     format: str | None = option(None, "Data format of all records; by default the keys of each tell it.")
     columns: tuple[str, ...] = option((), "Other names of keys, as KEY=COLUMN: instruction=question.", commas=True)
+    streaming: bool = option(False, "Read the data while they are learned, whatever their size; needs --steps.")
+    shuffle_buffer: int = option(10_000, "With --streaming: records that are read and shuffled at a time.", min=1)
     on_bad_record: Literal["error", "skip"] = option("error", "What to do with records that cannot be learned from.")
     mix: Literal["concat", "interleave-first", "interleave-all"] = option(
         "concat", "All data; or shares (--data NAME:WEIGHT) until the first or until all are used up."

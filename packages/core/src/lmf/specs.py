@@ -136,8 +136,8 @@ class Criterion:
     the labelled tokens, in nats.
     """
 
-    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
-        """Turn records into token ids with labels."""
+    def encode(self, records: Iterable[Record], encoder: Encoder) -> Iterable[Example]:
+        """Turn records into token ids with labels, best as they are asked for: there may be very many."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

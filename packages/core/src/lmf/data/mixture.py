@@ -32,8 +32,7 @@ def training_data(settings: RunSettings, kind: Kind, plugins: Plugins) -> Data:
         DataError: The data cannot be read, or nothing of one of them would be learned.
     """
     names, weights = weighted(settings.data)
-    _check_mix(settings, weights)
-    _check_system(settings, kind)
+    check_mix(settings, weights)
     parts = _read(names, settings, kind, plugins)
     sources, notes = [part.records for part in parts], []
     if settings.dedup:
@@ -171,20 +170,54 @@ def with_system(record: Record, text: str) -> Record:
 
 def _read(names: Sequence[str], settings: RunSettings, kind: Kind, plugins: Plugins) -> list[Data]:
     """Read what each name stands for, and give it its system message."""
-    columns = {}
-    if settings.columns:
-        examples = [json.loads(form.example) for _, form in plugins.formats.all()]
-        columns = parse_columns(",".join(settings.columns), KEYS.union(*examples))
+    texts = systems(settings, kind, len(names))
     parts = read_each(
-        names, kind, plugins, format=settings.format, columns=columns, on_bad_record=settings.on_bad_record
+        names,
+        kind,
+        plugins,
+        format=settings.format,
+        columns=columns_of(settings, plugins),
+        on_bad_record=settings.on_bad_record,
     )
-    if not settings.system:
+    if not texts:
         return parts
-    texts = settings.system * len(parts) if len(settings.system) == 1 else settings.system
     return [
         replace(part, records=[with_system(record, text) for record in part.records])
         for part, text in zip(parts, texts, strict=True)
     ]
+
+
+def columns_of(settings: RunSettings, plugins: Plugins) -> dict[str, str]:
+    """Return the column for each key that ``--columns`` names.
+
+    Raises:
+        ConfigError: It names a key that no format has.
+    """
+    if not settings.columns:
+        return {}
+    examples = [json.loads(form.example) for _, form in plugins.formats.all()]
+    return parse_columns(",".join(settings.columns), KEYS.union(*examples))
+
+
+def systems(settings: RunSettings, kind: Kind, count: int) -> tuple[str, ...]:
+    """Return the system message for each of so many data, or nothing.
+
+    Raises:
+        ConfigError: ``--system`` does not fit them.
+    """
+    if settings.system and kind == "text":
+        raise ConfigError("--system: texts are learned here, and a text has no system message.")
+    if len(settings.system) > 1 and len(settings.system) != len(settings.data):
+        raise ConfigError(
+            f"--system is given {len(settings.system)} times and --data {len(settings.data)} times; "
+            "give one for all, or one for each."
+        )
+    if len(settings.system) > 1 and settings.eval_data:
+        raise ConfigError(
+            "--system is given for each of --data, so --eval-data would have none; "
+            "give one for all, or use --eval-split."
+        )
+    return settings.system * count if len(settings.system) == 1 else settings.system
 
 
 def _weighing(part: Data, weight: str) -> Data:
@@ -197,7 +230,8 @@ def _with_system(conversation: Conversation, text: str) -> Conversation:
     return replace(conversation, messages=(Message("system", text), *conversation.messages))
 
 
-def _check_mix(settings: RunSettings, weights: Sequence[str]) -> None:
+def check_mix(settings: RunSettings, weights: Sequence[str]) -> None:
+    """Raise ConfigError if ``--mix`` contradicts the weights or the other settings."""
     if weights and settings.mix == "concat":
         raise ConfigError(
             "--data gives weights, and --mix concat takes all records of all data. Choose --mix interleave-first, "
@@ -207,21 +241,6 @@ def _check_mix(settings: RunSettings, weights: Sequence[str]) -> None:
         raise ConfigError(
             "--mix interleave-all repeats records, so --eval-split would hold out some that are learned as well; "
             "give --eval-data instead."
-        )
-
-
-def _check_system(settings: RunSettings, kind: Kind) -> None:
-    count = len(settings.system)
-    if count and kind == "text":
-        raise ConfigError("--system: texts are learned here, and a text has no system message.")
-    if count > 1 and count != len(settings.data):
-        raise ConfigError(
-            f"--system is given {count} times and --data {len(settings.data)} times; give one for all, or one for each."
-        )
-    if count > 1 and settings.eval_data:
-        raise ConfigError(
-            "--system is given for each of --data, so --eval-data would have none; "
-            "give one for all, or use --eval-split."
         )
 
 

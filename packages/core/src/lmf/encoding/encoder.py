@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -37,7 +38,7 @@ IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
 SHOWN = 20  # problems in one error
 _FORM = 500  # characters: what a template of fields writes by itself is shorter
-CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
+CHUNK = 250  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +184,12 @@ class Encoder:
 
     def encode(self, renderings: Iterable[Sequence[Piece]]) -> list[Example]:
         """Encode many renderings; the examples come from nowhere in particular."""
-        return self._encode(map(self._split, renderings))
+        return list(self._encode(("", self._split(pieces)) for pieces in renderings))
 
     def examples(
         self, records: Iterable[Record], loss_on: LossOn = "assistant", train_end: bool = True
-    ) -> list[Example]:
-        """Render and encode conversations.
+    ) -> Iterator[Example]:
+        """Render and encode conversations, as they are asked for.
 
         Args:
             records: Records of the kind "conversation".
@@ -199,15 +200,14 @@ class Encoder:
             In order, an example for each conversation; several where the template needs it.
 
         Raises:
-            DataError: The template has no place for something in them.
+            DataError: The template has no place for something in them; raised at the end, for all of them.
         """
         template = self.template
         assert template
         self.learns_ends = train_end
-        where: list[str] = []
         problems: list[str] = []
 
-        def renderings() -> Iterator[list[_Part]]:
+        def renderings() -> Iterator[tuple[str, list[_Part]]]:
             for record in records:
                 try:
                     parts = self._parts(template, cast(Conversation, record.data), loss_on)
@@ -216,18 +216,19 @@ class Encoder:
                     continue
                 self.split += len(parts) > 1
                 for each in parts:
-                    where.append(record.where)
-                    yield each
+                    yield record.where, each
 
-        examples = self._encode(renderings())
+        for example in self._encode(renderings()):
+            if loss_on == "all":
+                example = replace(example, labels=example.ids, weights=None)
+            if not train_end:
+                labels = [IGNORED if id in self.end_ids else id for id in example.labels]
+                example = replace(example, labels=labels)
+            yield example
         if problems and self.on_bad_record == "error":
             more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
             raise DataError("\n".join(problems[:SHOWN]) + more)
         self.refused += problems
-        return [
-            Example(*self._labelled(example, loss_on, train_end), place, example.weights if loss_on != "all" else None)
-            for example, place in zip(examples, where, strict=True)
-        ]
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), prefill: str = ""
@@ -249,18 +250,21 @@ class Encoder:
             guarded, back = self._guard(template, Conversation(said, tuple(tools)))
             pieces = template.examples(guarded, bos=self.bos, eos=self.eos)[-1]
             pieces = _until(pieces, guarded.messages[-1].content)
-        return self._encode([self._split(pieces, back)])[0].ids
+        return next(self._encode([("", self._split(pieces, back))])).ids
 
-    def texts(self, texts: Iterable[str]) -> list[Example]:
-        """Encode documents, each from the tokenizer's own start to its end token."""
-        start = [_Control(self._ids[self.start], 0)] if self.start else []
-        end = [_Control(self._ids[self.eos], 1)] if self.eos else []
-        return self._encode([*start, _Text(text, len(text), 1, glued=False), *end] for text in texts)
+    def texts(self, records: Iterable[Record]) -> Iterator[Example]:
+        """Encode records of the kind "text", each from the tokenizer's own start to its end token."""
+        return self._encode((record.where, self._document(cast(str, record.data))) for record in records)
 
     def plain(self, text: str) -> list[int]:
         """Return the ids of the beginning of a document."""
-        ids = self.texts([text])[0].ids
+        ids = next(self._encode([("", self._document(text))])).ids
         return ids[:-1] if self.eos else ids
+
+    def _document(self, text: str) -> list[_Part]:
+        start = [_Control(self._ids[self.start], 0)] if self.start else []
+        end = [_Control(self._ids[self.eos], 1)] if self.eos else []
+        return [*start, _Text(text, len(text), 1, glued=False), *end]
 
     def _parts(self, template: AnyTemplate, conversation: Conversation, loss_on: LossOn) -> list[list[_Part]]:
         """Render a conversation as one or several examples, cut for encoding."""
@@ -323,33 +327,23 @@ class Encoder:
             self._written[text] = self._shield.split(text)
         return self._written[text]
 
-    def _encode(self, renderings: Iterable[list[_Part]]) -> list[Example]:
-        results = []
-        renderings = iter(renderings)
-        while chunk := list(itertools.islice(renderings, CHUNK)):
-            known = self._encode_texts(dict.fromkeys(p for parts in chunk for p in parts if isinstance(p, _Text)))
-            for parts in chunk:
-                ids: list[int] = []
-                labels: list[int] = []
-                weights: list[float] = []
-                for part in parts:
-                    if isinstance(part, _Control):
-                        ids.append(part.id)
-                        labels.append(part.id if part.weight else IGNORED)
-                        weights.append(part.weight)
-                    else:
-                        found, trained = known[part]
-                        trained *= part.weight != 0
-                        ids += found
-                        labels += found[:trained] + [IGNORED] * (len(found) - trained)
-                        weights += [part.weight] * len(found)
-                plain = all(weight in (0, 1) for weight in weights)
-                results.append(Example(ids, labels, "", None if plain else weights))
-        return results
+    def _encode(self, renderings: Iterable[tuple[str, list[_Part]]]) -> Iterator[Example]:
+        """Encode renderings, each with where it comes from.
 
-    def _labelled(self, example: Example, loss_on: LossOn, train_end: bool) -> tuple[list[int], list[int]]:
-        labels = example.ids if loss_on == "all" else example.labels
-        return example.ids, labels if train_end else [IGNORED if id in self.end_ids else id for id in labels]
+        The tokenizer, which needs no interpreter, works on one chunk while the next is rendered.
+        """
+        renderings = iter(renderings)
+        with ThreadPoolExecutor(1) as tokenizing:
+            before: list[tuple[str, list[_Part]]] = []
+            known: Future[dict[_Text, tuple[list[int], int]]] | None = None
+            while chunk := list(itertools.islice(renderings, CHUNK)):
+                texts = dict.fromkeys(part for _, parts in chunk for part in parts if isinstance(part, _Text))
+                later = tokenizing.submit(self._encode_texts, texts)
+                if known:
+                    yield from _joined(before, known.result())
+                before, known = chunk, later
+            if known:
+                yield from _joined(before, known.result())
 
     def _encode_texts(self, parts: Iterable[_Text]) -> dict[_Text, tuple[list[int], int]]:
         """Encode texts. Returns the ids of each, and how many of them are trained."""
@@ -386,6 +380,30 @@ class Encoder:
             if not more:
                 return ids, starts
             cuts |= more
+
+
+def _joined(
+    renderings: Iterable[tuple[str, list[_Part]]], known: Mapping[_Text, tuple[list[int], int]]
+) -> Iterator[Example]:
+    """Make an example of each rendering; ``known`` is what ``_encode_texts`` returns."""
+    for where, parts in renderings:
+        ids: list[int] = []
+        labels: list[int] = []
+        counts: list[int] = []  # tokens of each part
+        for part in parts:
+            if isinstance(part, _Control):
+                found, trained = [part.id], part.weight != 0
+            else:
+                found, trained = known[part]
+                trained *= part.weight != 0
+            ids += found
+            labels += found[:trained]
+            labels += [IGNORED] * (len(found) - trained)
+            counts.append(len(found))
+        weights = None
+        if any(part.weight not in (0, 1) for part in parts):
+            weights = [part.weight for part, count in zip(parts, counts, strict=True) for _ in range(count)]
+        yield Example(ids, labels, where, weights)
 
 
 def _only_last(conversation: Conversation) -> Conversation:

@@ -128,7 +128,7 @@ class Examples(Sequence[Example]):
         return (self[i] for i in range(len(self)))
 
 
-def _mapped(file: Path, typecode: Literal["B", "H", "I", "q", "f"]) -> memoryview:
+def _mapped(file: Path, typecode: Literal["B", "H", "I", "q", "f"]) -> Any:
     """Return the numbers in a file without reading it."""
     with file.open("rb") as stream:
         if not file.stat().st_size:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..conversation import Conversation
-from ..data.reading import Data
-from ..errors import DataError
+from ..conversation import Conversation, Record
+from ..errors import DataError, LmfError
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
 from ..report import Reporter
@@ -18,9 +18,10 @@ from ..specs import Criterion
 from ..templates.choose import AUTO, own_template, settled, with_reasoning, without_reasoning
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from . import store
-from .encoder import CHUNK, SHOWN, Encoder, Example
+from .encoder import SHOWN, Encoder, Example
 from .examples import Examples
 from .fit import Survey, fit
+from .stream import Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ class Material:
         encoder: Encodes with both.
         criterion: The objective at work.
         surveys: What the data hold and what was left out of them, one for each part.
-        train: The training examples.
+        train: The training examples; a stream of them where the data are streamed.
         held_out: The examples to measure the loss on.
         added: Ids of tokens that the tokenizer lacked.
     """
@@ -48,7 +49,7 @@ class Material:
     encoder: Encoder
     criterion: Criterion
     surveys: tuple[Survey, ...]
-    train: Examples
+    train: Examples | Stream
     held_out: Examples
     added: tuple[int, ...]
 
@@ -56,40 +57,48 @@ class Material:
 def encode_data(plan: Plan, report: Reporter) -> Material:
     """Load the tokenizer, settle the template and encode all data.
 
+    The records of the plan are given away while they are encoded, so that memory does not hold
+    them beside their tokens.
+
     Raises:
         DataError: Nothing can be learned from the data, or a conversation is too long.
     """
     settings = plan.settings
+    if not (plan.data.records or plan.stream):
+        raise LmfError("The records of this plan were given away by an earlier run; make the plan again.")
     tokenizer = load_tokenizer(plan.model, settings.trust_remote_code)
     template, name, added = None, None, ()
     if plan.objective.data != "text":
         template, name, added = _settle_template(plan, tokenizer, report)
     encoder = Encoder(tokenizer, template, settings.max_tokens, "skip")
-    criterion = plan.objective.build(plan.objective_options)
-    surveys: list[Survey] = []
-
-    def examples_of(data: Data, name: str) -> Examples:
+    encoding = _Encoding(plan, encoder, plan.objective.build(plan.objective_options), report)
+    for data in (plan.data, plan.held_out):
         for note in data.notes:
             report.note(note)
-        examples, survey = _encoded(plan, encoder, criterion, data, name, report)
-        surveys.append(survey)
-        report.table(f"{name} data", survey.rows())
-        return examples
-
-    examples, held_out = examples_of(plan.data, "training"), Examples()
+    train, held_out, surveys = Examples(), Examples(), []
     if plan.held_out.records:
-        held_out = examples_of(plan.held_out, "held-out")
-    elif settings.eval_split:
-        examples, held_out = split(examples, settings.eval_split, settings.seed)
+        held_out, survey = encoding.kept(plan.held_out.records, "held-out")
+        surveys.append(survey)
+    if plan.stream:
+        encode = functools.partial(encoding.encoded, name="training")
+        train = Stream(plan.stream.records, encode, settings.shuffle_buffer, settings.seed)
+        surveys.insert(0, train.survey)
+        report.table(f"training data, the first {train.survey.records:,} records", train.survey.rows())
+    else:
+        train, survey = encoding.kept(plan.data.records, "training")
+        surveys.insert(0, survey)
+    if settings.eval_split:
+        assert isinstance(train, Examples)
+        train, held_out = split(train, settings.eval_split, settings.seed)
         report.note(f"{len(held_out):,} of the training examples are held out")
     return Material(
         tokenizer=tokenizer,
         template=template,
         template_name=name,
         encoder=encoder,
-        criterion=criterion,
+        criterion=encoding.criterion,
         surveys=tuple(surveys),
-        train=examples,
+        train=train,
         held_out=held_out,
         added=added,
     )
@@ -114,63 +123,92 @@ def split(examples: Examples, part: float, seed: int) -> tuple[Examples, Example
     )
 
 
-def _encoded(
-    plan: Plan, encoder: Encoder, criterion: Criterion, data: Data, name: str, report: Reporter
-) -> tuple[Examples, Survey]:
-    """Encode records, or take from the cache what the same records became before."""
-    settings, records = plan.settings, data.records
-    if settings.reasoning == "disable":
-        records = [
-            replace(r, data=without_reasoning(r.data)) if isinstance(r.data, Conversation) else r for r in records
-        ]
-    facts = {
-        "records": store.fingerprint(records),
-        "tokenizer": [encoder.backend.to_str(), encoder.bos, encoder.eos],
-        "template": repr(encoder.template),
-        "objective": [plan.plugins.objectives.qualified(plan.objective), repr(plan.objective_options)],
-        "fit": [settings.max_tokens, settings.on_overflow, settings.max_dropped, settings.on_bad_record],
-        "code": store.code_of(type(criterion)),
-    }
-    key = store.key(facts)
-    if settings.cache and (cached := store.load(key, report)):
-        report.note(f"{name} data: taken from the cache ({key[:12]})")
-        return cached
-    encoder.refused.clear()
-    encoder.split = 0
+class _Encoding:
+    """Records to examples, as a plan has it."""
 
-    def stream() -> Iterator[Example]:
-        for start in range(0, len(records), CHUNK):
-            yield from criterion.encode(records[start : start + CHUNK], encoder)
-        if encoder.refused and settings.on_bad_record == "error":
-            more = f"\n... and {len(encoder.refused) - SHOWN:,} more" if len(encoder.refused) > SHOWN else ""
-            raise DataError("\n".join(encoder.refused[:SHOWN]) + more)
+    def __init__(self, plan: Plan, encoder: Encoder, criterion: Criterion, report: Reporter):
+        self.plan, self.encoder, self.criterion, self.report = plan, encoder, criterion, report
 
-    examples, survey = fit(
-        stream(),
-        settings.max_tokens,
-        settings.on_overflow,
-        name=name,
-        records=len(records),
-        ends=encoder.end_ids,
-        bos=encoder.bos_id,
-        refused=encoder.refused,
-        most_dropped=settings.max_dropped,
-    )
-    for note in encoder.refused[:SHOWN]:
-        report.note(f"skipped: {note}")
-    if encoder.split:
-        report.note(
-            f"{encoder.split:,} {name} conversations became an example for each reply: "
-            "the template rewrites earlier turns when a conversation goes on"
+    def kept(self, records: list[Record], name: str) -> tuple[Examples, Survey]:
+        """Encode records, or take from the cache what the same records became before; tell what they are like."""
+        key = self._key(records)
+        found = store.load(key, self.report) if self.plan.settings.cache else None
+        if found:
+            self.report.note(f"{name} data: taken from the cache ({key[:12]})")
+            records.clear()
+        else:
+            found = self.encoded(records, name)
+            if self.plan.settings.cache:
+                store.save(key, *found, self.report)
+        self.report.table(f"{name} data", found[1].rows())
+        return found
+
+    def encoded(self, records: list[Record], name: str) -> tuple[Examples, Survey]:
+        """Encode records, and empty the list.
+
+        Raises:
+            DataError: They cannot be learned from, or too many are to be dropped.
+        """
+        settings, encoder, report = self.plan.settings, self.encoder, self.report
+        encoder.refused.clear()
+        encoder.split = 0
+        count = len(records)
+        examples, survey = fit(
+            self._examples(records),
+            settings.max_tokens,
+            settings.on_overflow,
+            name=name,
+            records=count,
+            ends=encoder.end_ids,
+            bos=encoder.bos_id,
+            refused=encoder.refused,
+            most_dropped=settings.max_dropped,
         )
-    if encoder.end_ids and encoder.learns_ends and not survey.ends:
-        raise DataError(
-            f"0 of {survey.examples:,} {name} examples train the token that ends a reply; the model would never "
-            "stop. Raise --max-tokens, or choose another --on-overflow."
+        for note in encoder.refused[:SHOWN]:
+            report.note(f"skipped: {note}")
+        if encoder.split:
+            report.note(
+                f"{encoder.split:,} {name} conversations became an example for each reply: "
+                "the template rewrites earlier turns when a conversation goes on"
+            )
+        if encoder.end_ids and encoder.learns_ends and not survey.ends:
+            raise DataError(
+                f"0 of {survey.examples:,} {name} examples train the token that ends a reply; the model would never "
+                "stop. Raise --max-tokens, or choose another --on-overflow."
+            )
+        return examples, survey
+
+    def _examples(self, records: list[Record]) -> Iterator[Example]:
+        yield from self.criterion.encode(self._given_away(records), self.encoder)
+        refused = self.encoder.refused
+        if refused and self.plan.settings.on_bad_record == "error":
+            more = f"\n... and {len(refused) - SHOWN:,} more" if len(refused) > SHOWN else ""
+            raise DataError("\n".join(refused[:SHOWN]) + more)
+
+    def _given_away(self, records: list[Record]) -> Iterator[Record]:
+        """Yield records in order and forget them."""
+        records.reverse()
+        while records:
+            record = records.pop()
+            if self.plan.settings.reasoning == "disable" and isinstance(record.data, Conversation):
+                record = replace(record, data=without_reasoning(record.data))
+            yield record
+
+    def _key(self, records: list[Record]) -> str:
+        """Return the name in the cache of what these records become."""
+        plan, encoder, settings = self.plan, self.encoder, self.plan.settings
+        fitted = (settings.max_tokens, settings.on_overflow, settings.max_dropped, settings.on_bad_record)
+        return store.key(
+            {
+                "records": store.fingerprint(records),
+                "tokenizer": [encoder.backend.to_str(), encoder.bos, encoder.eos],
+                "template": repr(encoder.template),
+                "objective": [plan.plugins.objectives.qualified(plan.objective), repr(plan.objective_options)],
+                "reasoning": settings.reasoning,
+                "fit": fitted,
+                "code": store.code_of(type(self.criterion)),
+            }
         )
-    if settings.cache:
-        store.save(key, examples, survey, report)
-    return examples, survey
 
 
 def _settle_template(

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..encoding.examples import Examples
 from ..encoding.material import Material
+from ..encoding.stream import Stream
 from ..errors import ConfigError
 from ..models import load_config, load_model
 from ..plan import Plan
@@ -87,8 +88,10 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         model.set_attn_implementation(packing.ATTENTION)
     else:
         why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
-        share = padding_share(material.train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
-        report.note(f"examples are padded: {why}; {share:.0%} of what is computed is padding")
+        train = material.train
+        if isinstance(train, Examples):
+            share = padding_share(train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
+        report.note(f"examples are padded: {why}" + (f"; {share:.0%} of what is computed is padding" if share else ""))
     if settings.gradient_checkpointing:
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -115,7 +118,8 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
 
 def _check_length(config: Any, material: Material) -> None:
     longest = getattr(config, "max_position_embeddings", None)
-    used = max([*material.train.lengths, *material.held_out.lengths])
+    streamed = [material.encoder.max_tokens] if isinstance(material.train, Stream) else material.train.lengths
+    used = max([*streamed, *material.held_out.lengths])
     if longest and used > longest:
         raise ConfigError(
             f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import platform
@@ -12,7 +13,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,8 @@ from .. import generate
 from ..config import to_toml
 from ..encoding.encoder import Example
 from ..encoding.material import Material, encode_data
-from ..errors import ConfigError, Interrupted, LmfError
+from ..encoding.stream import Position, Stream
+from ..errors import ConfigError, DataError, Interrupted, LmfError
 from ..guard import Stop, lock
 from ..plan import Plan, check_output
 from ..report import Reporter
@@ -93,8 +95,12 @@ class _Run:
         groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
-        self.steps = self.settings.steps or max(1, _ceil(self.settings.epochs * self.per_epoch))
+        if isinstance(material.train, Stream):
+            assert self.settings.steps  # the plan has seen to it
+            self.per_epoch, self.steps = None, self.settings.steps
+        else:
+            self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
+            self.steps = self.settings.steps or max(1, _ceil(self.settings.epochs * self.per_epoch))
         self.warmup = min(_ceil(self.settings.warmup * self.steps), self.steps - 1)
         self.done = 0
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
@@ -122,9 +128,8 @@ class _Run:
 
     def _loop(self, stop: Stop) -> str:
         settings, tuner = self.settings, self.learner.tuner
-        chunks = packing.batches(self.material.train, settings.batch_size, settings.seed, self.done, self.steps)
         self.wrapped.train()
-        for chunk in chunks:
+        for chunk in self._chunks():
             if settings.patience and self.since_best >= settings.patience:
                 self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
                 return "stopped early"
@@ -138,7 +143,7 @@ class _Run:
             tokens = sum(len(e.ids) for e in chunk)
             entry = {
                 "step": self.done,
-                "epoch": round(self.done / self.per_epoch, 4),
+                "epoch": self._epoch(),
                 **entry,
                 "learning_rate": self.rate * factor,
                 "tokens": tokens,
@@ -155,6 +160,32 @@ class _Run:
             if self._due(settings.save_every) or (improved and settings.save_best):
                 self._save()
         return "finished"
+
+    def _chunks(self) -> Iterator[list[Example]]:
+        """Yield the examples of each step that is left to do."""
+        train, settings = self.material.train, self.settings
+        if not isinstance(train, Stream):
+            yield from packing.batches(train, settings.batch_size, settings.seed, self.done, self.steps)
+            return
+        try:
+            yield from itertools.islice(train.batches(settings.batch_size), self.steps - self.done)
+        except DataError as error:
+            if not self.done:
+                raise
+            self._write_record("interrupted")
+            again = resume_command(self.plan.objective.name, self.output)
+            raise DataError(
+                f"{error}\nStopped after step {self.done} of {self.steps}; saved {self._save()}.\n"
+                f"Continue without such records: {again} --on-bad-record skip"
+            ) from None
+
+    def _epoch(self) -> float:
+        """Return the passes over the data so far; with a stream, the whole ones."""
+        train = self.material.train
+        if isinstance(train, Stream):
+            return train.position.passed
+        assert self.per_epoch
+        return round(self.done / self.per_epoch, 4)
 
     def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
         """Do one optimizer step over the examples of all devices. Returns its loss and gradient norm."""
@@ -226,7 +257,7 @@ class _Run:
         return self.done > 0
 
     def _due(self, every: int | None) -> bool:
-        return self.done % (every or self.per_epoch) == 0 or self.done == self.steps
+        return self.done % (every or self.per_epoch or self.steps) == 0 or self.done == self.steps
 
     def _save(self) -> Path:
         if not all(p.isfinite().all() for p in self.model.parameters()):
@@ -239,12 +270,16 @@ class _Run:
                 lambda folder: self.learner.tuner.save(self.model, folder),
                 self.model,
                 self.optimizer,
-                {"best": self.best, "since_best": self.since_best},
+                {"best": self.best, "since_best": self.since_best, "position": self._position()},
                 randoms,
             )
             checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
         self.accelerator.wait_for_everyone()
         return self._checkpoint(self.done)
+
+    def _position(self) -> dict[str, int] | None:
+        train = self.material.train
+        return dataclasses.asdict(train.position) if isinstance(train, Stream) else None
 
     def _checkpoint(self, step: int) -> Path:
         return self.output / checkpoint.FOLDER / checkpoint.name(step)
@@ -259,6 +294,8 @@ class _Run:
         self.learner.tuner.load(self.model, folder)
         state = checkpoint.load(folder, self.model, self.optimizer, self.accelerator.process_index)
         self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        if isinstance(self.material.train, Stream):
+            self.material.train.position = Position(**state["position"])
         if self.best and self.best["step"] and (problem := checkpoint.damage(self._checkpoint(self.best["step"]))):
             self.report.note(f"the best checkpoint, of step {self.best['step']}, is lost ({problem})")
             self.best = None
@@ -320,8 +357,18 @@ class _Run:
         if self.accelerator.is_main_process:
             save_model(self.learner, self.material, self.output)
         self._sample("after")
+        self._tell_of_stream()
         self.record["ended"] = status
         self._write_record("finished")
+
+    def _tell_of_stream(self) -> None:
+        train, records = self.material.train, self.plan.stream
+        if isinstance(train, Stream) and records:
+            self.report.note(f"{train.read:,} records were read, {train.dropped:,} examples of them dropped")
+            for bad in records.first_bad:
+                self.report.note(f"skipped: {bad}")
+            if records.bad:
+                self.report.note(f"{records.bad:,} bad records were left out")
 
     def _load_best(self, step: int) -> None:
         if step == 0:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from lmf import Criterion, Objective, Record, hookimpl, option
 
@@ -33,27 +33,22 @@ class Supervised(Criterion):
     def __init__(self, options: TrainOptions):
         self.options = options
 
-    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
+    def encode(self, records: Iterable[Record], encoder: Encoder) -> Iterator[Example]:
         return encoder.examples(records, self.options.loss_on, self.options.train_end)
 
 
 class Pretraining(Criterion):
     """Learns every token of a document."""
 
-    def encode(self, records: Sequence[Record], encoder: Encoder) -> list[Example]:
+    def encode(self, records: Iterable[Record], encoder: Encoder) -> Iterator[Example]:
         """Cut documents longer than ``--max-tokens`` into blocks.
 
         Blocks overlap by one token, so that every token is predicted exactly once.
         """
-        from lmf.encoding.encoder import Example
-
-        examples = []
-        encoded = encoder.texts(cast(str, record.data) for record in records)
-        for whole, record in zip(encoded, records, strict=True):
+        for whole in encoder.texts(records):
             for start in range(0, max(1, len(whole.ids) - 1), encoder.max_tokens - 1):
                 part = slice(start, start + encoder.max_tokens)
-                examples.append(Example(whole.ids[part], whole.labels[part], record.where))
-        return examples
+                yield replace(whole, ids=whole.ids[part], labels=whole.labels[part])
 
 
 @hookimpl
