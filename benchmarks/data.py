@@ -2,11 +2,17 @@
 
 Usage: data.py MODEL [RECORDS] [REPEATS]
 
-MODEL is a folder with a tokenizer. The file holds made-up instructions and replies of the lengths
-that Alpaca has, made of the sentences of the data set ``cards``. Each repeat runs, one after the
-other in a fresh process: ``bare``, encode_batch of tokenizers over the finished texts, with all its
-threads; ``lmf``, what a run does from the file's records to examples; and both without the work, to
-know what the imports take.
+MODEL is what --model takes. The file holds made-up instructions and replies of the lengths that
+Alpaca has, made of the words of the data set ``cards``. Each repeat runs, one after the other in
+a fresh process:
+
+- bare: encode_batch of the library tokenizers over the finished texts, with all its threads;
+- chatml, auto: what a run does between reading and learning, with a named template and with the
+  model's own: render, encode, mark what is learned, check the lengths, count, keep;
+- read: only reading;
+- stream, stream x4: a pass over the file, and over four such files, with --streaming.
+
+Memory is the highest resident set (Linux) above that before the first record was read.
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +30,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("bare", "lmf", "auto", "read", "nothing")
+PARTS = ("bare", "chatml", "auto", "read", "stream", "stream x4")
 
 
 def make(file: Path, records: int) -> None:
@@ -49,38 +54,61 @@ def make(file: Path, records: int) -> None:
             stream.write(json.dumps(record) + "\n")
 
 
-def run(part: str, model: str, file: Path) -> None:
-    """Do one part in this process, and print seconds, tokens and peak memory in bytes."""
+def memory(what: str) -> int:
+    """Return a line of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def run(part: str, model: str, file: str) -> None:
+    """Do one part in this process, and print seconds, tokens and bytes of memory."""
     from lmf import Plugins, RunSettings
     from lmf.data.reading import read
-    from lmf.encoding.encoder import Encoder
+    from lmf.encoding.material import encode_data
+    from lmf.encoding.stream import Stream
     from lmf.models import load_tokenizer
+    from lmf.plan import make_plan
+    from lmf.report import Reporter
     from lmf.sources import find_model
-    from lmf.templates.choose import own_template
-    from lmf_sft import Supervised, TrainOptions
 
-    assert RunSettings
     plugins = Plugins()
     tokenizer = load_tokenizer(find_model(model, plugins))
-    encoder = Encoder(tokenizer, own_template(tokenizer) if part == "auto" else plugins.templates["chatml"])
-    seconds, tokens = 0.0, 0
+    streaming = part.startswith("stream")
+    files = (file,) * (4 if part == "stream x4" else 1)
+    settings = RunSettings(
+        model=model,
+        data=files,
+        output=Path(tempfile.gettempdir()) / "lmf-benchmark-data",
+        template="auto" if part == "auto" else "chatml",
+        streaming=streaming,
+        steps=1 if streaming else None,
+        cache=False,
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident set so far
+    before = memory("VmRSS")
+    tokens = 0
     if part == "bare":
-        texts = [
-            "".join(p.text for p in plugins.templates["chatml"].render(r.data.messages))  # type: ignore[union-attr]
-            for r in read([str(file)], "conversation", plugins).records
-        ]
+        records = read(files, "conversation", plugins).records
+        chatml = plugins.templates["chatml"]
+        texts = ["".join(p.text for p in chatml.render(record.data.messages)) for record in records]  # type: ignore[union-attr]
         start = time.perf_counter()
-        tokens = sum(len(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))
-        seconds = time.perf_counter() - start
-    elif part != "nothing":
+        encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        tokens = sum(len(encoding.ids) for encoding in encodings)
+    elif part == "read":
         start = time.perf_counter()
-        data = read([str(file)], "conversation", plugins)
-        if part != "read":
-            start = time.perf_counter()
-            examples = Supervised(TrainOptions()).encode(data.records, encoder)
-            tokens = sum(len(e.ids) for e in examples)
-        seconds = time.perf_counter() - start
-    print(json.dumps([seconds, tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+        read(files, "conversation", plugins)
+    else:
+        plan = make_plan(plugins, "train", "full", settings)
+        start = time.perf_counter()
+        train = encode_data(plan, Reporter()).train
+        if isinstance(train, Stream):
+            for batch in train.batches(16):
+                if train.position.passed:
+                    break
+                tokens += sum(len(example.ids) for example in batch)
+        else:
+            tokens = sum(train.lengths)
+    print(json.dumps([time.perf_counter() - start, tokens, memory("VmHWM") - before]))
 
 
 def main(model: str, records: int = 50_000, repeats: int = 3) -> None:
@@ -93,23 +121,21 @@ def main(model: str, records: int = 50_000, repeats: int = 3) -> None:
             for part in PARTS:
                 command = [sys.executable, __file__, "--part", part, model, str(file)]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                found[part].append(json.loads(out.stdout))
+                found[part].append(json.loads(out.stdout.splitlines()[-1]))
     names = ("tokenizers", "transformers", "torch")
     print(f"{date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in names))
-    print(f"{records:,} records, {size / 1e6:.1f} MB; medians of {repeats} runs in turn\n")
-    seconds = {part: statistics.median(run[0] for run in found[part]) for part in PARTS}
-    tokens = found["lmf"][0][1]
-    base = statistics.median(run[2] for run in found["nothing"])
-    print(f"{'':8}{'seconds':>9}{'tokens/s':>12}{'of bare':>9}{'memory above imports, of the file':>36}")
-    for part in ("bare", "lmf", "auto", "read"):
-        memory = statistics.median(run[2] for run in found[part]) - base
-        rate = f"{tokens / seconds[part]:12,.0f}{seconds['bare'] / seconds[part]:9.2f}" if part != "read" else " " * 21
-        print(f"{part:8}{seconds[part]:9.2f}{rate}{memory / 1e6:26,.0f} MB {memory / size:6.2f}")
+    print(f"{records:,} records, {size / 1e6:.1f} MB, model {Path(model).name}; medians of {repeats} runs in turn\n")
+    print(f"{'':10}{'seconds':>9}{'tokens/s':>12}{'of bare':>9}{'memory':>12}{'of the file':>13}")
+    bare = statistics.median(tokens / seconds for seconds, tokens, _ in found["bare"])
+    for part, runs in found.items():
+        seconds, tokens, used = (statistics.median(column) for column in zip(*runs, strict=True))
+        rate = f"{tokens / seconds:12,.0f}{tokens / seconds / bare:9.2f}" if tokens else " " * 21
+        print(f"{part:10}{seconds:9.2f}{rate}{used / 1e6:9,.0f} MB{used / size:13.2f}")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--part":
-        run(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+        run(sys.argv[2], sys.argv[3], sys.argv[4])
     else:
         main(sys.argv[1], *map(int, sys.argv[2:]))

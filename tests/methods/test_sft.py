@@ -1,5 +1,6 @@
 """Supervised fine-tuning learns replies and where they end; pretraining predicts every token exactly once."""
 
+import bisect
 import itertools
 import json
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from lmf import Conversation, Message, Record
 from lmf.encoding.encoder import Encoder, Example
 from lmf.testing import tiny_model, tiny_tokenizer
 from lmf.training.packing import ATTENTION, pack, pad, token_loss
-from lmf_sft import Pretraining, Supervised, TrainOptions
+from lmf_sft import PretrainOptions, Pretraining, Supervised, TrainOptions
 from tinyrun import PLUGINS, log, losses, run
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,8 +117,9 @@ def test_the_loss_counts_each_message_as_its_weight_says():
 # Pretraining
 
 
-def blocks(texts: Sequence[str], max_tokens: int) -> list[Example]:
-    return Pretraining().encode(records(texts), Encoder(tiny_tokenizer(), None, max_tokens))
+def blocks(texts: Sequence[str], max_tokens: int, **options: bool) -> list[Example]:
+    encoder = Encoder(tiny_tokenizer(), None, max_tokens)
+    return list(Pretraining(PretrainOptions(**options)).encode(records(texts), encoder))
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 7, 16, 29, 30, 31, 500])
@@ -162,12 +164,27 @@ def test_a_document_is_predicted_from_its_block_and_nothing_before(tiny, tmp_pat
     assert (line["trained_tokens"], line["tokens"]) == (count, used)
 
 
+@pytest.mark.parametrize("max_tokens", [2, 3, 7, 16, 29, 30, 31, 500])
+def test_documents_end_to_end_fill_their_windows(max_tokens):
+    tokenizer = tiny_tokenizer()
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXTS]
+    whole = [id for ids in documents for id in ids]
+    begins = list(itertools.accumulate(map(len, documents), initial=0))
+    windows = blocks(TEXTS, max_tokens, full_windows=True)
+    assert [len(window.ids) for window in windows[:-1]] == [max_tokens] * (len(windows) - 1)
+    assert [label for window in windows for label in window.labels[1:]] == whole[1:]
+    for number, window in enumerate(windows):
+        start = number * (max_tokens - 1)
+        assert window.ids == whole[start : start + max_tokens]
+        assert window.where == f"file:{bisect.bisect_right(begins, start)}"
+
+
 def test_a_document_starts_as_the_tokenizer_starts_one():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
     )
-    (example,) = Pretraining().encode(records(["hello"]), Encoder(tokenizer, None))
+    (example,) = Pretraining(PretrainOptions()).encode(records(["hello"]), Encoder(tokenizer, None))
     assert example.ids == [*tokenizer("hello")["input_ids"], tokenizer.eos_token_id]
     assert example.ids[0] == tokenizer.bos_token_id
     assert example.labels[0] == -100

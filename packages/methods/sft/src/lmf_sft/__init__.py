@@ -24,7 +24,11 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainOptions:
-    """Pretraining has no settings of its own yet."""
+    """How documents are laid out."""
+
+    full_windows: bool = option(
+        False, "Lay documents end to end and cut them into windows of --max-tokens, whatever documents they touch."
+    )
 
 
 class Supervised(Criterion):
@@ -40,15 +44,44 @@ class Supervised(Criterion):
 class Pretraining(Criterion):
     """Learns every token of a document."""
 
-    def encode(self, records: Iterable[Record], encoder: Encoder) -> Iterator[Example]:
-        """Cut documents longer than ``--max-tokens`` into blocks.
+    def __init__(self, options: PretrainOptions):
+        self.options = options
 
-        Blocks overlap by one token, so that every token is predicted exactly once.
+    def encode(self, records: Iterable[Record], encoder: Encoder) -> Iterator[Example]:
+        """Cut documents longer than ``--max-tokens`` into windows.
+
+        Windows overlap by one token, so that every token is predicted exactly once.
         """
-        for whole in encoder.texts(records):
+        documents = encoder.texts(records)
+        if self.options.full_windows:
+            yield from _windows(documents, encoder.max_tokens)
+            return
+        for whole in documents:
             for start in range(0, max(1, len(whole.ids) - 1), encoder.max_tokens - 1):
                 part = slice(start, start + encoder.max_tokens)
                 yield replace(whole, ids=whole.ids[part], labels=whole.labels[part])
+
+
+def _windows(documents: Iterable[Example], size: int) -> Iterator[Example]:
+    """Lay documents end to end and cut them into windows that overlap by one token; only the last may be shorter.
+
+    A window is said to come from the document in which it begins.
+    """
+    from lmf.encoding.encoder import Example
+
+    ids: list[int] = []  # what is not cut yet
+    where: list[str] = []  # the document of each of them
+    for document in documents:
+        ids += document.ids
+        where += [document.where] * len(document.ids)
+        start = 0
+        while len(ids) - start > size:
+            window = ids[start : start + size]
+            yield Example(window, window, where[start])
+            start += size - 1
+        ids, where = ids[start:], where[start:]
+    if ids:
+        yield Example(ids, ids, where[0])
 
 
 @hookimpl
@@ -66,6 +99,6 @@ def lmf_objectives() -> list[Objective]:
             summary="Train on plain text: learn every token.",
             data="text",
             options=PretrainOptions,
-            build=lambda options: Pretraining(),
+            build=Pretraining,
         ),
     ]
