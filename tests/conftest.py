@@ -1,31 +1,16 @@
 """What all tests share: an environment that reaches no network, and real third-party plugins."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from distributions import pip_install
 
 ROOT = Path(__file__).parents[1]
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LMF_CACHE": str(ROOT / ".cache")}
 for variable in ("LMF_PLUGINS", "LMF_DISABLE_PLUGINS", "LMF_TRACE"):  # what the caller set must not decide a test
     os.environ.pop(variable, None)
-
-
-def pip_install(target: Path, *folders: Path) -> dict[str, str]:
-    """Install distributions into a folder, without a network.
-
-    Returns:
-        An environment for subprocesses in which they are found.
-    """
-    options = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"pip and hatchling are needed to install the test plugins:\n{done.stderr}"
-    path = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from types import ModuleType
 
 import lmf
 import pytest
-from conftest import ROOT, pip_install
+from distributions import pip_install
 
+ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/writing-a-plugin.md").read_text()
 
 

@@ -1,9 +1,12 @@
 """What the tests of data files are given."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from datafiles import core_plugins
+
+sys.path.append(str(Path(__file__).parents[1] / "cli"))  # where `terminal` is
 
 
 @pytest.fixture

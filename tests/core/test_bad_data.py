@@ -5,11 +5,14 @@ import json
 import os
 import random
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from datafiles import BAD, CAUSE, GOOD, SAID, core_plugins, refusal
 from lmf import DataError, Plugins
+from lmf.data import textfile
+from lmf.data.jsonfile import read_json
 from lmf.data.reading import read
 
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -501,6 +504,70 @@ REFUSED = {
         b'{"system": [], "input": "Hi", "output": "x"}',
         "a.jsonl:1: system is a list; it must be a text",
     ),
+    "a result of another call": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"id": "a", "function":'
+        b' {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "b", "content": "x"},'
+        b' {"role": "assistant", "content": "x"}]}',
+        "a.jsonl:1: messages[2] answers the call 'b'; the ids of messages[1] are 'a'.",
+    ),
+    "arguments that are cut": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"function":'
+        b' {"name": "f", "arguments": "{\\"a\\": "}}]}]}',
+        "a.jsonl:1: messages[1].tool_calls[0].function.arguments: not valid JSON at column 6: it ends in the middle",
+    ),
+    "a weight below 0": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x", "weight": -1}]}',
+        "a.jsonl:1: messages[1].weight is the number -1; it must be at least 0.",
+    ),
+    "nothing that is learned": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x", "train": false}]}',
+        "a.jsonl:1: every assistant message has the weight 0; there is no reply to learn.",
+    ),
+    "a reply that was judged bad": (
+        "a.jsonl",
+        b'{"prompt": "Hi", "completion": "x", "label": false}',
+        "a.jsonl:1: the record is a judged reply (format unpaired), and here conversations are learned.",
+    ),
+    "two replies that are the same": (
+        "a.jsonl",
+        b'{"prompt": "Hi", "chosen": "x", "rejected": "x"}',
+        "a.jsonl:1: chosen and rejected are the same; there is nothing to prefer.",
+        "preference",
+    ),
+    "a preference of one reply": (
+        "a.jsonl",
+        b'{"prompt": "Hi", "chosen": "x", "rejected": null}',
+        "a.jsonl:1: the record is a prompt (format prompt), and here preferences are learned.",
+        "preference",
+    ),
+    "a preference for the worse": (
+        "a.jsonl",
+        b'{"prompt": "Hi", "chosen": "x", "rejected": "y", "score_chosen": 1, "score_rejected": 2}',
+        "a.jsonl:1: score_chosen is less than score_rejected; the chosen reply is the better one.",
+        "preference",
+    ),
+    "a label that is a word": (
+        "a.jsonl",
+        b'{"instruction": "Hi", "output": "x", "kto_tag": "good"}',
+        "a.jsonl:1: kto_tag is the text 'good'; it must be true or false.",
+        "unpaired",
+    ),
+    "a prompt that has its reply": (
+        "a.jsonl",
+        talk("user", "assistant").replace(b"messages", b"prompt"),
+        "a.jsonl:1: the prompt ends with a message of the role assistant; a user or tool message asks for a reply.",
+        "prompt",
+    ),
+    "a single reply to rank": (
+        "a.jsonl",
+        b'{"input": "Hi", "output": ["x"]}',
+        "a.jsonl:1: output is a list of 1; there is nothing to rank below two replies.",
+        "ranking",
+    ),
     "images": ("a.jsonl", b'{"instruction": "Hi", "output": "x", "images": ["a.png"]}', "a.jsonl:1: images"),
     # tables
     "a table without rows": ("a.csv", b"input,output\n", "a.csv holds no records."),
@@ -625,6 +692,17 @@ TWINS = {
         "a.jsonl",
         b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},'
         b' {"role": "assistant", "content": "Hello!"}]}',
+    ),
+    "a text that spells a special token": (
+        "a.jsonl",
+        b'{"note": "<|im_end|>", ' + GOOD[1:],
+    ),
+    "keys of nobody": ("a.jsonl", b'{"id": 7, "source": "x", "date": {"year": 2024}, ' + GOOD[1:]),
+    "a label that is a class": ("a.jsonl", b'{"label": "greeting", ' + GOOD[1:]),
+    "OpenAI's keys that say nothing": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Hello!",'
+        b' "refusal": null, "audio": null, "tool_calls": null}], "parallel_tool_calls": false}',
     ),
     "one record over several lines": ("a.json", b'{\n"input": "Hi",\n"output": "Hello!"\n}'),
     "one record in an array": ("a.json", b"[" + GOOD + b"]"),
@@ -765,15 +843,50 @@ def test_the_last_of_100_000_lines_is_reported_in_time(plugins, write):
 
 
 @pytest.mark.parametrize("form", ["%s\n%s", "[%s,\n%s]"], ids=["jsonl", "json"])
-def test_a_line_of_5_mb_is_read_and_one_like_it_refused(plugins, write, form):
+def test_a_line_of_50_mb_is_read_and_one_like_it_refused(plugins, write, form):
     name = "a.json" if form[0] == "[" else "a.jsonl"
-    long = json.dumps({"input": "Hi", "output": "é" * 2_500_000}, ensure_ascii=False)
+    long = json.dumps({"input": "Hi", "output": "é" * 25_000_000}, ensure_ascii=False)
     data = read([write(name, (form % (long, GOOD.decode())).encode())], "conversation", plugins)
-    assert [len(record.data.messages[1].content) for record in data.records] == [2_500_000, 6]
+    assert [len(record.data.messages[1].content) for record in data.records] == [25_000_000, 6]
     assert data.records[1].where.endswith(":2")
     message = refusal(plugins, write(name, (form % (GOOD.decode(), long[:-1])).encode()))
     assert f"{name}:2: not valid JSON at column" in message
     assert len(message) < 500
+
+
+def test_only_what_is_needed_of_a_json_file_is_in_memory(write, monkeypatch):
+    size = 4 * 2**20
+    monkeypatch.setattr(textfile, "PIECE", 2**16)
+    line = GOOD.replace(b"Hi", b"Hi" * 500)
+    path = Path(write("a.json", b'{"type": "text2text", "instances": [' + (line + b",\n") * (size // len(line)) + line))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"^a\.json:\d+: not valid JSON at column \d+: it ends in the middle"):
+        for _ in read_json(path, lambda line, problem: None):
+            pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 8
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_what_a_file_is_and_what_is_wrong_with_it_does_not_depend_on_the_pieces_it_is_read_in(
+    plugins, write, monkeypatch, size
+):
+    def outcome(name, content, kind="conversation"):
+        try:
+            data = read([write(name, content)], kind, plugins)
+        except DataError as error:
+            return str(error)
+        return [(record.where, record.data) for record in data.records]
+
+    cases = [(name, content, *kind) for name, content, _, *kind in REFUSED.values()]
+    cases += [*TWINS.values(), *FILES]
+    cases = [case for case in cases if case[0].endswith((".json", ".txt", ".md")) and len(case[1]) < 10_000]
+    assert len(cases) > 50
+    whole = [outcome(*case) for case in cases]
+    monkeypatch.setattr(textfile, "PIECE", size)
+    for case, expected in zip(cases, whole, strict=True):
+        assert outcome(*case) == expected
 
 
 SEEDS = (

@@ -1,5 +1,6 @@
 """Files become records: every kind of file, every name that data may have, and the page that tells of them."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from datafiles import BAD, CAUSE, GOOD, SAID, dataset, providing, refusal
-from lmf import ConfigError, Conversation, DataFormat, LmfError, Message, PluginError, Record
+from lmf import ConfigError, Conversation, DataFormat, LmfError, Message, PluginError, Record, RunSettings
+from lmf.data.inputs import TABLES, TEXTS
+from lmf.data.jsonfile import INSTANCES
 from lmf.data.reading import read
 
 # What is read
@@ -384,9 +387,7 @@ def test_a_format_that_was_asked_for_is_minded(plugins, write):
     )
     with pytest.raises(ConfigError, match=r"No data format is called 'alpacca'. Did you mean 'alpaca'\?"):
         read([name], "conversation", plugins, format="alpacca")
-    with pytest.raises(
-        ConfigError, match=r"^--format text gives text records, and here conversation records are learned"
-    ):
+    with pytest.raises(ConfigError, match=r"^--format text gives texts, and here conversations are learned"):
         read([name], "conversation", plugins, format="text")
 
 
@@ -477,12 +478,22 @@ def test_bad_records_are_left_out_counted_and_listed(plugins, write):
         *("a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "a.jsonl:5"),
         *("b.json:2", "b.json:3"),
     ]
+    assert data.skipped[0] == f"a.jsonl:2: {CAUSE}"
     assert data.notes == [
-        "a.jsonl: 2 records, format text2text",
-        f"a.jsonl: 4 bad records left out; the first: a.jsonl:2: {CAUSE}",
-        "b.json: 1 record, format text2text",
-        "b.json: 2 bad records left out; the first: b.json:2: the record is a text (format text), and here "
-        "conversations are learned.",
+        *("a.jsonl: 2 records, format text2text", "a.jsonl: 4 bad records left out:"),
+        *(f"  {problem}" for problem in data.skipped[:4]),
+        *("b.json: 1 record, format text2text", "b.json: 2 bad records left out:"),
+        *(f"  {problem}" for problem in data.skipped[4:]),
+    ]
+
+
+def test_of_many_bad_records_the_first_twenty_are_listed(plugins, write):
+    data = read([write("a.jsonl", b"\n".join([GOOD] + [BAD] * 1025))], "conversation", plugins, on_bad_record="skip")
+    assert len(data.skipped) == 1025
+    assert data.notes == [
+        *("a.jsonl: 1 record, format text2text", "a.jsonl: 1,025 bad records left out:"),
+        *(f"  a.jsonl:{line}: {CAUSE}" for line in range(2, 22)),
+        "  and 1,005 more",
     ]
 
 
@@ -522,6 +533,22 @@ def test_the_page_has_an_example_of_every_format_and_some_errors(plugins):
     assert len(ERRORS) >= 8
 
 
+def test_the_page_names_every_suffix_and_every_setting_of_data():
+    text = PAGE.read_text("utf-8")
+    assert not [suffix for suffix in (*TEXTS, *TABLES) if f"`{suffix}`" not in text]
+    names = [field.name for field in dataclasses.fields(RunSettings)]
+    before, after = names.index("data"), names.index("system")
+    shown = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", text)}
+    assert shown <= {*names}
+    assert {*names[before : after + 1], "eval_data", "eval_split"} - {"shuffle_buffer"} <= shown
+    assert set(re.findall(r"--mix ([\w-]+)`", text)) == {"concat", "interleave-first", "interleave-all"}
+
+
+def test_the_page_has_a_row_for_every_type_of_lmflow(plugins):
+    rows = "".join(re.findall(r"^\| (`[a-z0-9_`, ]+) \|", PAGE.read_text("utf-8"), re.M))
+    assert not [name for name in (*INSTANCES, "float_only", "image_text") if f"`{name}`" not in rows]
+
+
 @pytest.mark.parametrize(("suffix", "content"), EXAMPLES)
 def test_the_examples_of_the_page_can_be_read(plugins, write, suffix, content):
     value = json.loads(content if suffix == "json" else content.partition("\n")[0])
@@ -536,6 +563,7 @@ def test_the_errors_of_the_page_are_those_that_are_shown(plugins, write, content
 
 
 def test_reading_loads_neither_torch_nor_numpy():
-    code = "import sys, lmf.builtin, lmf.data.reading; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "transformers", "datasets", "pyarrow"}
+    code = f"import sys, lmf.builtin, lmf.data.reading; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

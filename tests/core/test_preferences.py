@@ -118,6 +118,25 @@ READ = {
         },
         Preference(Conversation((HI, HELLO, Message("user", " two\nlines "))), (HELLO,), (WHAT,)),
     ),
+    "a transcript and two replies": (
+        "preference",
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " What?", "margin": 1.5},
+        better(1.5),
+    ),
+    "a transcript of several turns": (
+        "preference",
+        {
+            "prompt": "Human: Hi\n\nAssistant: Hello!\n\nHuman: Hi\n\nAssistant: ",
+            "chosen": "Hello!",
+            "rejected": "What?",
+        },
+        Preference(Conversation((HI, HELLO, HI)), (HELLO,), (WHAT,)),
+    ),
+    "a prompt that only speaks of a transcript": (
+        "preference",
+        {"prompt": "What is 'Human: Hi\n\nAssistant:'?", "chosen": "Hello!", "rejected": "What?"},
+        Preference(Conversation((Message("user", "What is 'Human: Hi\n\nAssistant:'?"),)), (HELLO,), (WHAT,)),
+    ),
     **{
         f"scores {better_key}": (
             "preference",
@@ -270,6 +289,13 @@ REFUSED = {
     "an empty turn in a transcript": (
         spoken("\n\nHuman: Hi\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant:"),
         "rejected, turn 2 is empty; there is no reply to learn.",
+    ),
+    "a system message beside transcripts": (
+        (
+            "transcript-preference",
+            {"system": "x", "chosen": "Human: Hi\n\nAssistant: a", "rejected": "Human: Hi\n\nAssistant: b"},
+        ),
+        "system: records with these keys hold no system message; write them as messages.",
     ),
     "no transcript": (
         spoken("\n\nHuman: Hi\n\nAssistant: a", "b"),

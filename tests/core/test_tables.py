@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from datafiles import SAID, core_plugins, refusal
-from lmf import DataError, LmfError
+from lmf import Conversation, DataError, LmfError, Message, Unpaired
 from lmf.data.hub import Address, address
 from lmf.data.reading import read
 from lmf.data.tables import read_arrow, read_csv, read_parquet
@@ -20,10 +20,10 @@ from lmf.data.tables import read_arrow, read_csv, read_parquet
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 
 
-def values(reader, path, *more):
+def values(reader, path, *more, **by_name):
     """The values of a file; what is wrong with a row stands in its place."""
     found = {}
-    for number, value in reader(Path(path), found.__setitem__, *more):
+    for number, value in reader(Path(path), found.__setitem__, *more, **by_name):
         found[number] = value
     return found
 
@@ -90,6 +90,42 @@ def test_a_reply_in_a_cell_is_a_text_unless_it_is_a_list_of_messages(write, cell
     out = io.StringIO()
     csv.writer(out).writerows([["chosen", "other"], [cell, cell]])
     assert values(read_csv, write("a.csv", out.getvalue().encode())) == {2: {"chosen": value, "other": cell}}
+
+
+CELLS = {
+    "true": ("label", "True", True),
+    "false": ("kto_tag", " false ", False),
+    "a class": ("label", "greeting", "greeting"),
+    "a number": ("margin", "1.5", 1.5),
+    "a negative number": ("score_chosen", " -2e3 ", -2000),
+    "no number": ("rejected_score", "nan", "nan"),
+    "nothing": ("margin", " ", None),
+    "a text": ("note", "true", "true"),
+}
+
+
+@pytest.mark.parametrize(("key", "cell", "value"), CELLS.values(), ids=CELLS)
+def test_labels_and_margins_in_a_cell_are_what_they_say_under_any_name(write, key, cell, value):
+    name = write("a.csv", f"text,{key}\nHi,{cell}\n".encode())
+    expected = {"text": "Hi"} if value is None else {"text": "Hi", key: value}
+    assert values(read_csv, name) == {2: expected}
+    other = write("b.csv", f"text,other\nHi,{cell}\n".encode())
+    renamed = {"other" if name == key else name: value for name, value in expected.items()}
+    assert values(read_csv, other, columns={key: "other"}) == {2: renamed}
+
+
+def test_a_bad_reply_in_a_table_is_not_learned_as_a_good_one(plugins, write):
+    table = write("a.csv", b"prompt,completion,label\nHi,Hello!,TRUE\nHi,What?,False\n")
+    rated = [record.data for record in read([table], "unpaired", plugins).records]
+    assert rated == [
+        Unpaired(SAID, True),
+        Unpaired(Conversation((SAID.messages[0], Message("assistant", "What?"))), False),
+    ]
+    assert "a.csv:3: the record is a judged reply (format unpaired)" in refusal(plugins, table)
+    write("b.jsonl", b'{"prompt": "Hi", "completion": "What?", "label": "false"}')
+    assert refusal(plugins, "b.jsonl") == (
+        "b.jsonl:1: label: records with these keys are not judged; write them as messages."
+    )
 
 
 def test_a_column_alone_may_hold_semicolons_in_its_cells(plugins, write):

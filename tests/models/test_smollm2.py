@@ -30,7 +30,7 @@ def test_every_reply_of_the_data_is_a_card(plugins: Plugins, name: str, least: i
     records = read([name], "conversation", plugins).records
     assert len(records) >= least
     for record in records:
-        for message in record.data:
+        for message in record.data.messages:
             if message.role == "assistant":
                 lines = message.content.split("\n")
                 assert len(lines) == 3, record.where
@@ -41,7 +41,10 @@ def test_no_question_is_in_both_splits(plugins: Plugins):
     def questions(name: str) -> set[str]:
         records = read([name], "conversation", plugins).records
         return {
-            "".join(c for c in m.content.lower() if c.isalnum()) for r in records for m in r.data if m.role == "user"
+            "".join(c for c in m.content.lower() if c.isalnum())
+            for r in records
+            for m in r.data.messages
+            if m.role == "user"
         }
 
     assert not questions("cards") & questions("cards-heldout")

@@ -7,13 +7,13 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, did_you_mean
-from .textfile import BLANK, Piped, Report, lines, whole
+from .textfile import BLANK, Piped, Report, lines, pieces
 
 # The types of LMFlow's files that can be read, and what each of their instances holds.
 INSTANCES = {
@@ -59,7 +59,7 @@ def read_lines(path: Path, report: Report, piped: Piped | None = None) -> Iterat
             if text[end:]:
                 raise _Malformed(end, "more follows the record; each record stands on a line of its own")
         except _Malformed as error:
-            report(line, error.explain(text))
+            report(line, error.explain(text, error.position + 1))
             continue
         if fault:
             report(line, fault)
@@ -77,12 +77,11 @@ def read_json(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
     Raises:
         DataError: The file is not JSON, or an LMFlow file of a type that cannot be read.
     """
-    scanner = _Scanner(path, whole(path), report)
+    scanner = _Scanner(path, pieces(path), report)
     try:
         yield from scanner.records()
     except _Malformed as error:
-        line = scanner.text.count("\n", 0, error.position) + 1
-        raise DataError(f"{path}:{line}: {error.explain(scanner.text)}") from None
+        raise DataError(f"{path}:{scanner.explain(error)}") from None
 
 
 def parse(text: str) -> Any:
@@ -97,7 +96,8 @@ def parse(text: str) -> Any:
         if text[end:]:
             raise _Malformed(end, "more follows the value")
     except _Malformed as error:
-        raise DataError(error.explain(text)) from None
+        column = error.position - text.rfind("\n", 0, error.position)
+        raise DataError(error.explain(text, column)) from None
     if fault:
         raise DataError(f"not valid JSON: {fault}")
     return value
@@ -137,20 +137,22 @@ def _check_first_line(path: Path, text: str) -> None:
 
 
 class _Scanner:
-    """Reads the records of one JSON text, keeping count of the lines."""
+    """Reads the records of one JSON text, keeping count of the lines, and no more of the text than it needs."""
 
-    def __init__(self, path: Path, text: str, report: Report):
-        self.path = path
-        self.text = text
+    def __init__(self, path: Path, pieces: Iterator[str], report: Report):
+        self._path = path
+        self._pieces = pieces
         self._report = report
         self._decoder = _Decoder()
+        self._text = ""  # what is left of the pieces that have been read
         self._position = 0
         self._line, self._counted = 1, 0  # the line on which the position _counted is
+        self._before = 0  # characters of the first line that are no longer in the text
 
     def records(self) -> Iterator[tuple[int, Any]]:
         start = self._next()
         if start == "<":
-            raise DataError(_WEB_PAGE.format(self.path))
+            raise DataError(_WEB_PAGE.format(self._path))
         if start == "[":
             yield from self._array()
         elif start == "{":
@@ -158,7 +160,7 @@ class _Scanner:
         elif start:
             raise _Malformed(self._position, "Expecting an array or an object")
         if self._next() == "{":
-            where = f"{self.path}:{self._count()}"
+            where = f"{self._path}:{self._count()}"
             raise DataError(f"{where}: a second record follows the first, as in JSON Lines; rename the file to .jsonl.")
         if self._next():
             raise _Malformed(self._position, "more follows the end of the data")
@@ -177,31 +179,39 @@ class _Scanner:
         start = self._count()
         record: dict[str, Any] = {}
         faults: list[str] = []
-        instances: list[tuple[int, Any]] | None = None
+        held: list[tuple[int, Any]] = []
+        lmflow = False
         for _ in self._items("}"):
             if self._next() != '"':
                 raise _Malformed(self._position, "Expecting a key in double quotes")
             key, fault = self._value()
             faults += [fault, _twice(key) if key in record else ""]
             self._take(":")
-            if key == "instances" and self._next() == "[":
-                record[key] = instances = list(self._array())
-            else:
+            if key != "instances" or self._next() != "[":
                 record[key], fault = self._value()
                 faults.append(fault)
-        if any(faults):
-            self._report(start, next(filter(None, faults)))
-        elif instances is None:
+                continue
+            record[key], lmflow = [], True
+            if "type" in record:
+                yield from self._instances(record["type"], self._array())
+            else:
+                held = list(self._array())
+        fault = next(filter(None, faults), "")
+        if fault and lmflow:
+            raise DataError(f"{self._path}:{start}: {fault}")
+        if fault:
+            self._report(start, fault)
+        elif not lmflow:
             yield start, record
-        else:
-            yield from self._instances(record.get("type"), instances)
+        elif held or "type" not in record:
+            yield from self._instances(record.get("type"), held)
 
-    def _instances(self, kind: Any, instances: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    def _instances(self, kind: Any, instances: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         keys = INSTANCES.get(str(kind))
         if keys is None:
             known = f"supported are {', '.join(INSTANCES)}.{did_you_mean(str(kind), INSTANCES)}"
             why = _UNREADABLE.get(str(kind), known)
-            raise DataError(f"{self.path}: LMFlow's data type {reprlib.repr(kind)} is not supported; {why}")
+            raise DataError(f"{self._path}: LMFlow's data type {reprlib.repr(kind)} is not supported; {why}")
         for line, value in instances:
             missing = [key for key in keys if not isinstance(value, dict) or key not in value]
             if missing:
@@ -223,8 +233,16 @@ class _Scanner:
 
     def _value(self) -> tuple[Any, str]:
         self._next()
-        value, self._position, fault = self._decoder.decode(self.text, self._position)
-        return value, fault
+        while True:
+            try:
+                value, end, fault = self._decoder.decode(self._text, self._position)
+            except _Malformed:
+                if not self._more():
+                    raise
+            else:
+                if end < len(self._text) or not self._more():  # a number at the end may go on
+                    self._position = end
+                    return value, fault
 
     def _take(self, mark: str) -> None:
         if self._next() != mark:
@@ -233,15 +251,44 @@ class _Scanner:
 
     def _next(self) -> str:
         """Skip white space and return the character there, or "" at the end."""
-        mark = _MARK.search(self.text, self._position)
-        self._position = mark.start() if mark else len(self.text)
-        return mark[0] if mark else ""
+        while not (mark := _MARK.search(self._text, self._position)):
+            self._position = len(self._text)
+            if not self._more():
+                return ""
+        self._position = mark.start()
+        return mark[0]
+
+    def _more(self) -> bool:
+        """Read on, at least as much again as is left, and forget what lies behind; return whether there was more."""
+        piece = next(self._pieces, "")
+        if not piece:
+            return False
+        self._count()
+        _, self._before = self._place(self._position)
+        left = len(self._text) - self._position
+        parts = [self._text[self._position :], piece]
+        while (left := left - len(piece)) > 0 and (piece := next(self._pieces, "")):
+            parts.append(piece)
+        self._text = "".join(parts)
+        self._position = self._counted = 0
+        return True
 
     def _count(self) -> int:
         """Return the line of the position, counted from 1."""
-        self._line += self.text.count("\n", self._counted, self._position)
+        self._line += self._text.count("\n", self._counted, self._position)
         self._counted = self._position
         return self._line
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Return the line of a position, counted from 1, and how many characters of that line stand before it."""
+        start = self._text.rfind("\n", 0, position)
+        line = self._line + self._text.count("\n", self._counted, position)
+        return line, position - start - 1 if start >= 0 else self._before + position
+
+    def explain(self, error: _Malformed) -> str:
+        """Return the line of an error, its column and its cause."""
+        line, before = self._place(error.position)
+        return f"{line}: {error.explain(self._text, before + 1)}"
 
 
 class _Decoder:
@@ -297,8 +344,8 @@ class _Malformed(Exception):
         super().__init__(cause)
         self.position = position  # characters from the start of the text
 
-    def explain(self, text: str) -> str:
-        """Return the cause and its column, counted from 1."""
+    def explain(self, text: str, column: int) -> str:
+        """Return the cause, with its column, counted from 1."""
         cause = str(self)
         found = text[self.position : self.position + 1]
         if cause.startswith("Invalid control character"):
@@ -309,7 +356,6 @@ class _Malformed(Exception):
             cause = "a byte order mark stands inside the file; remove it"
         elif found in ("]", "}") and cause.startswith("Expecting"):
             cause = f"something is missing before {found!r}, or a comma is too many"
-        column = self.position - text.rfind("\n", 0, self.position)
         return f"not valid JSON at column {column}: {cause}."
 
 

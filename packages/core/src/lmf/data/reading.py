@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +29,15 @@ class Source:
     Attributes:
         path: The file.
         format: The names of its records' formats; nearly always one.
-        records: How many records it holds.
-        sha256: The SHA-256 of its bytes, in hexadecimal; of a data set of the hub, that of its records.
+        records: How many records it holds; None if it is streamed.
+        sha256: The SHA-256 of its bytes, in hexadecimal; of a data set of the hub, that of its
+            records; of a file that is streamed, that of its size, its first and its last MiB.
         weight: The weight that its data were given, as it was written; "" where there is none.
     """
 
     path: Path
     format: str
-    records: int
+    records: int | None
     sha256: str
     weight: str = ""
 
@@ -105,7 +106,7 @@ def read_each(
     if sum(item.path == STDIN for items in found for item in items) > 1:
         raise DataError("'-' is named twice; standard input can be read only once.")
     problems = _Problems()
-    formats = _Formats(kind, plugins, format)
+    formats = Formats(kind, plugins, format)
     parts = []
     for name, items in zip(names, found, strict=True):
         parts.append(part := Data([], []))
@@ -121,7 +122,7 @@ def read_each(
 
 def _read(
     item: Input,
-    formats: _Formats,
+    formats: Formats,
     part: Data,
     problems: _Problems,
     on_bad_record: Literal["error", "skip"],
@@ -138,17 +139,10 @@ def _read(
             problems.add(f"{item.path}:{line}: {problem}")
 
     known = problems.count
-    values, fingerprint = _open(item, report)
-    for line, value in values:
-        try:
-            renames = item.columns and isinstance(value, dict)
-            record = rename(value, item.columns, item.tags) if renames else value
-            form = formats.find(record, item.format)
-            records.append(Record(f"{item.path}:{line}", form.read(record)))
-        except DataError as error:
-            report(line, str(error))
-        else:
-            used.add(form.name)
+    values, fingerprint = open_values(item, report)
+    for record, form in recognised(item, values, formats, report):
+        records.append(record)
+        used.add(form.name)
     if not records and bad:
         raise DataError(f"{item.path}: none of its {_records(len(bad))} can be used; the first problem:\n{bad[0]}")
     if not records and problems.count == known:
@@ -158,7 +152,22 @@ def _read(
     part.sources.append(Source(item.path, ", ".join(sorted(used)), len(records), fingerprint()))
 
 
-def _open(item: Input, report: Report) -> tuple[Iterator[tuple[int, Any]], Callable[[], str]]:
+def recognised(
+    item: Input, values: Iterable[tuple[int, Any]], formats: Formats, report: Report
+) -> Iterator[tuple[Record, DataFormat]]:
+    """Yield what the values of a file mean, each with its format; ``report`` is told of the others."""
+    file = str(item.path)
+    for line, value in values:
+        try:
+            renames = item.columns and isinstance(value, dict)
+            record = rename(value, item.columns, item.tags) if renames else value
+            form = formats.find(record, item.format)
+            yield Record(f"{file}:{line}", form.read(record)), form
+        except DataError as error:
+            report(line, str(error))
+
+
+def open_values(item: Input, report: Report) -> tuple[Iterator[tuple[int, Any]], Callable[[], str]]:
     """Return the lines and values of a file, and what gives its hash when they have been read."""
     path = item.path
     if path == STDIN:
@@ -173,9 +182,9 @@ def _open(item: Input, report: Report) -> tuple[Iterator[tuple[int, Any]], Calla
         case ".jsonl" | ".ndjson":
             values = read_lines(path, report)
         case ".csv":
-            values = read_csv(path, report)
+            values = read_csv(path, report, ",", item.columns)
         case ".tsv":
-            values = read_csv(path, report, "\t")
+            values = read_csv(path, report, "\t", item.columns)
         case ".parquet":
             values = read_parquet(path, report)
         case ".arrow" | ".feather":
@@ -196,7 +205,10 @@ def _notes(name: str, part: Data) -> Iterator[str]:
     formats = sorted({name for source in part.sources for name in source.format.split(", ")})
     yield f"{name}: {_records(len(part.records))}{files}, format {', '.join(formats)}"
     if part.skipped:
-        yield f"{name}: {_records(len(part.skipped), 'bad ')} left out; the first: {part.skipped[0]}"
+        yield f"{name}: {_records(len(part.skipped), 'bad ')} left out:"
+        yield from (f"  {problem}" for problem in part.skipped[: _Problems.shown])
+        if len(part.skipped) > _Problems.shown:
+            yield f"  and {len(part.skipped) - _Problems.shown:,} more"
 
 
 def _records(count: int, kind: str = "") -> str:
@@ -227,19 +239,18 @@ class _Problems:
             raise DataError("\n".join(lines))
 
 
-class _Formats:
+class Formats:
     """Finds the format of a record among those that are installed, or minds that it has the one that was asked for."""
 
     def __init__(self, kind: Kind, plugins: Plugins, asked: str | None):
-        self._kind = kind
+        self._kind: Kind = kind
         self._formats = list(plugins.formats.all())
+        self._fitting = [form for _, form in self._formats if form.data == kind]
         self._plugins = plugins
         self._hints: dict[str, None] = {}  # a set that keeps its order
         self._asked = plugins.formats[asked] if asked else None
         if self._asked and self._asked.data != kind:
-            raise ConfigError(
-                f"--format {asked} gives {self._asked.data} records, and here {kind} records are learned."
-            )
+            raise ConfigError(f"--format {asked} gives {_MANY[self._asked.data]}, and here {_MANY[kind]} are learned.")
 
     def find(self, record: Any, expected: str | None = None) -> DataFormat:
         """Return the one format that matches and gives what is learned from.
@@ -255,8 +266,7 @@ class _Formats:
             raise DataError(f"the record is {noun(record)}; it must be an object.")
         if self._asked:
             return self._checked(record, self._asked)
-        matching = [form for _, form in self._formats if form.matches(record)]
-        fitting = [form for form in matching if form.data == self._kind]
+        fitting = [form for form in self._fitting if form.matches(record)]
         if len(fitting) > 1:
             fitting = [form for form in fitting if form.name == expected] or fitting
         if len(fitting) == 1:
@@ -266,11 +276,13 @@ class _Formats:
             raise DataError(
                 f"the keys {_listed(record)} fit the formats {names}; keep those of one, or say which: --format NAME."
             )
+        matching = [form for _, form in self._formats if form.matches(record)]
         if matching:
             self._hints[self._objectives(matching[0].data)] = None
-            what = f"a {matching[0].data} (format {matching[0].name})"
-            raise DataError(f"the record is {what}, and here {self._kind}s are learned.")
-        self._hints["A record has to be in one of these formats:\n" + self._examples()] = None
+            what = f"{_ONE[matching[0].data]} (format {matching[0].name})"
+            raise DataError(f"the record is {what}, and here {_MANY[self._kind]} are learned.")
+        here = f"{_MANY[self._kind].capitalize()} come in these formats:"
+        self._hints["\n".join([here, self._examples(), _OTHER_NAMES])] = None
         raise DataError(f"no data format has the keys {_listed(record)}.{self._nearest(record)}")
 
     def hints(self) -> list[str]:
@@ -286,10 +298,10 @@ class _Formats:
     def _objectives(self, kind: Kind) -> str:
         objectives = self._plugins.objectives
         fit = [f"`lmf {name}`" for name in objectives if objectives[name].data == kind]
-        return f"What learns from {kind}s: {', '.join(fit) or 'no installed objective'}."
+        return f"What learns from {_MANY[kind]}: {', '.join(fit) or 'no installed objective'}."
 
     def _examples(self) -> str:
-        return "\n".join(f"  {form.name}: {form.example}" for _, form in self._formats)
+        return "\n".join(f"  {form.name}: {form.example}" for form in self._fitting)
 
     def _nearest(self, record: Mapping[str, Any]) -> str:
         expected = {key for _, form in self._formats for key in json.loads(form.example)}
@@ -300,3 +312,22 @@ class _Formats:
 def _listed(record: Mapping[str, Any]) -> str:
     names = ", ".join(map(reprlib.repr, list(record)[:8]))
     return f"{names or '(none)'}{f' and {len(record) - 8} more' if len(record) > 8 else ''}"
+
+
+_OTHER_NAMES = "If the keys only have other names, say which: --columns KEY=COLUMN, such as instruction=question."
+_MANY: dict[Kind, str] = {
+    "conversation": "conversations",
+    "text": "texts",
+    "preference": "preferences",
+    "unpaired": "judged replies",
+    "ranking": "rankings",
+    "prompt": "prompts",
+}
+_ONE: dict[Kind, str] = {
+    "conversation": "a conversation",
+    "text": "a text",
+    "preference": "a preference",
+    "unpaired": "a judged reply",
+    "ranking": "a ranking",
+    "prompt": "a prompt",
+}

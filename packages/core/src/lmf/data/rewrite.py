@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
 from ..conversation import Content, Conversation, Message, Preference, Ranking, Unpaired
 from ..errors import DataError
+from ..specs import DataFormat
+from .originals import Original
 
 T = TypeVar("T")
+
+SHOWN = 20  # problems in one error
 
 MARKED = ("text", "output", "completion")  # keys of what is learned whole
 ASKING = ("input", "prompt")  # keys of what is asked
@@ -51,6 +55,60 @@ def sizes_of(count: int, shares: Sequence[Fraction]) -> list[int]:
     for part in lost[: count - sum(sizes)]:
         sizes[part] += 1
     return sizes
+
+
+def changed(records: Sequence[Original], change: Callable[[Original], T]) -> list[T]:
+    """Return what a change makes of each record; of all of them, or an error that names those it cannot change.
+
+    Args:
+        records: The records.
+        change: Makes the new record; a ``DataError`` of it gets the record's file and line.
+
+    Raises:
+        DataError: A record cannot be changed.
+    """
+    made: list[T] = []
+    problems: list[str] = []
+    for record in records:
+        try:
+            made.append(change(record))
+        except DataError as error:
+            problems.append(f"{record.where}: {error}")
+    if len(problems) > 1:
+        first = f"; the first {SHOWN}" if len(problems) > SHOWN else ""
+        problems = [f"{len(problems):,} records cannot be rewritten{first}:", *problems[:SHOWN]]
+    if problems:
+        raise DataError("\n".join(problems))
+    return made
+
+
+def converted(record: Original, form: DataFormat) -> dict[str, Any]:
+    """Return what a record holds in another format, of which the same would be read.
+
+    Raises:
+        DataError: The format is only read, is for another kind of record, or cannot express this one.
+    """
+    if record.format.data != form.data:
+        raise DataError(
+            f"the record is a {record.format.data} (format {record.format.name}), "
+            f"and the format {form.name} holds a {form.data}."
+        )
+    if form.write is None:
+        raise DataError(f"the format {form.name} is only read, never written.")
+    written = form.write(record.data)
+    if form.read(written) != record.data:
+        raise DataError(f"the format {form.name} cannot express this {form.data}: it would be read differently.")
+    return written
+
+
+def lines_of(record: Original) -> list[dict[str, Any]]:
+    """Return a record for each line of a text, without those that are blank.
+
+    Raises:
+        DataError: The record has no text, or more than one.
+    """
+    text = record.object[_only(record.object, ("text",), "text")]
+    return [{"text": line.strip()} for line in text.split("\n") if line.strip()]
 
 
 def end_marked(record: Mapping[str, Any], mark: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 
 LISTS = frozenset({"messages", "conversations", "history", "tools"})
 REPLIES = frozenset({"prompt", "chosen", "rejected", "completion"})
+FLAGS = frozenset({"label", "kto_tag"})
+NUMBERS = frozenset({"margin"}).union(
+    *((f"score_{reply}", f"{reply}_score", f"{reply}_rating", f"{reply}-rating") for reply in ("chosen", "rejected"))
+)
 
 
-def read_csv(path: Path, report: Report, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
+def read_csv(
+    path: Path, report: Report, delimiter: str = ",", columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Yield (line, record) of each row of a CSV file (RFC 4180); its first row names the columns.
 
     Cells are text. A cell of the columns in ``LISTS`` that begins with a bracket is read as
-    JSON, and an empty one is left out. A cell of those in ``REPLIES`` is read as JSON if it
-    is a list of messages.
+    JSON, and so is one of those in ``REPLIES`` that is a list of messages. In ``FLAGS``, true and
+    false in any case are truth values; in ``NUMBERS``, what looks like one is a number. Empty
+    cells of all but ``REPLIES`` are left out.
 
     Args:
         path: The file.
         report: Is told each row that cannot be used, and why.
         delimiter: What stands between two cells.
+        columns: The column for each key that has another name in the file.
 
     Raises:
         DataError: The file cannot be read, its first row does not name the columns, or a
@@ -39,7 +47,9 @@ def read_csv(path: Path, report: Report, delimiter: str = ",") -> Iterator[tuple
     """
     csv.field_size_limit(2**31 - 1)  # characters; by default 131,072, and documents are longer
     reader = csv.reader(rows(path), delimiter=delimiter, strict=True)
+    keys = {column: key for key, column in (columns or {}).items()}
     header: list[str] = []
+    meanings: list[str] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -54,9 +64,10 @@ def read_csv(path: Path, report: Report, delimiter: str = ",") -> Iterator[tuple
             return
         if not header:
             header = _header(f"{path}:{line}", cells, delimiter)
+            meanings = [keys.get(name, name) for name in header]
         elif len(cells) == len(header):
             try:
-                yield line, dict(_parsed(header, cells))
+                yield line, dict(_parsed(header, meanings, cells))
             except DataError as error:
                 report(line, str(error))
         elif cells:
@@ -178,17 +189,28 @@ def _check_names(where: Path | str, names: Sequence[str]) -> None:
         raise DataError(f"{where}: two columns are called {reprlib.repr(twice[0])}; rename or remove one.")
 
 
-def _parsed(header: Sequence[str], cells: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(header, cells, strict=True):
-        if name in LISTS and not cell.strip():
-            continue
-        if (name in LISTS and cell.lstrip().startswith(("[", "{"))) or (name in REPLIES and _MESSAGES.match(cell)):
-            try:
-                yield name, parse(cell)
-            except DataError as error:
-                raise DataError(f"the cell {name} is {error} Write lists as JSON, with json.dumps.") from None
-        else:
+def _parsed(header: Sequence[str], meanings: Sequence[str], cells: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each column and what its cell holds, as the key that it stands for has it."""
+    for name, meaning, cell in zip(header, meanings, cells, strict=True):
+        if meaning not in _SPECIAL:
             yield name, cell
+        elif meaning in REPLIES:
+            yield name, _json(name, cell) if _MESSAGES.match(cell) else cell
+        elif not cell.strip():
+            continue
+        elif meaning in LISTS:
+            yield name, _json(name, cell) if cell.lstrip().startswith(("[", "{")) else cell
+        elif meaning in FLAGS:
+            yield name, {"true": True, "false": False}.get(cell.strip().lower(), cell)
+        else:
+            yield name, _json(name, cell) if _NUMBER.fullmatch(cell) else cell
+
+
+def _json(name: str, cell: str) -> Any:
+    try:
+        return parse(cell)
+    except DataError as error:
+        raise DataError(f"the cell {name} is {error} Write lists as JSON, with json.dumps.") from None
 
 
 def _explain(message: str) -> str:
@@ -262,4 +284,6 @@ _HEAD = 512  # bytes
 _ROWS = 1024
 _OPEN = "a quote opens in this row and is never closed; close it, or write a quote within a cell twice."
 _OTHER = {"\t": "Call it .tsv.", ",": "Call it .csv."}
+_SPECIAL = LISTS | REPLIES | FLAGS | NUMBERS
+_NUMBER = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
 _MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"\s*:')

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from ..errors import DataError, LmfError
 
 Report = Callable[[int, str], None]  # is told a line and what is wrong with the record there
 BLANK = " \t\r\n"  # the white space of JSON; str.strip would also take U+0085 and U+2028
+PIECE = 2**20  # bytes of a text that are read at once
 STDIN = Path("<stdin>")  # what standard input is called
 
 
@@ -63,17 +66,21 @@ def lines(path: Path, report: Report, piped: Piped | None = None) -> Iterator[tu
     """
     offset = 0
     with _opened(path, piped) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number in itertools.count(1):
+            raw = stream.readline()
+            if not raw:
+                return
+            start, offset = offset, offset + len(raw)
             try:
-                text = _decode(raw, offset)
+                text = _decode(raw, start)
             except _NotText as error:
                 report(number, str(error))
-            else:
-                if number == 1:
-                    text = text.removeprefix("\ufeff")
-                if text.strip(BLANK):
-                    yield number, text
-            offset += len(raw)
+                continue
+            del raw  # a line may be as long as its file
+            if number == 1:
+                text = text.removeprefix("\ufeff")
+            if _SOME.search(text):
+                yield number, text
 
 
 def rows(path: Path) -> Iterator[str]:
@@ -93,25 +100,59 @@ def rows(path: Path) -> Iterator[str]:
             offset += len(raw)
 
 
+def pieces(path: Path) -> Iterator[str]:
+    """Yield the text of a file, without its byte order mark, in pieces of some ``PIECE`` bytes.
+
+    Raises:
+        DataError: The file cannot be read, or is not text.
+    """
+    offset, line, held = 0, 1, b""
+    with _opened(path) as stream:
+        more = True
+        while more:
+            read = stream.read(PIECE)
+            more = bool(read)
+            raw = held + read
+            end = _end_of_characters(raw) if more else len(raw)
+            raw, held = raw[:end], raw[end:]
+            try:
+                text = _decode(raw, offset)
+            except _NotText as error:
+                line += raw.count(b"\n", 0, error.position)
+                raise DataError(f"{path}:{line}: {error}") from None
+            if not offset:
+                text = text.removeprefix("\ufeff")
+            if text:
+                yield text
+            line += raw.count(b"\n")
+            offset += len(raw)
+
+
 def whole(path: Path) -> str:
     """Return the text of a file without its byte order mark.
 
     Raises:
         DataError: The file cannot be read, or is not text.
     """
-    with _opened(path) as stream:
-        raw = stream.read()
-    try:
-        return _decode(raw).removeprefix("\ufeff")
-    except _NotText as error:
-        line = raw.count(b"\n", 0, error.position) + 1
-        raise DataError(f"{path}:{line}: {error}") from None
+    return "".join(pieces(path))
 
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with guarded(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sampled_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's size, its first and its last MiB, in hexadecimal: for files too large to hash."""
+    part = 1 << 20
+    with guarded(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        found = hashlib.sha256(f"{size}:".encode() + file.read(part))
+        file.seek(max(0, size - part))
+        found.update(file.read(part))
+    return found.hexdigest()
 
 
 def foreign(head: bytes) -> str:
@@ -158,6 +199,17 @@ def _decode(raw: bytes, offset: int = 0) -> str:
     except UnicodeDecodeError as error:
         what = f"byte {offset + error.start} of the file (0x{raw[error.start]:02x})"
         raise _NotText(error.start, f"{what} is not UTF-8; convert the file to UTF-8.") from None
+
+
+def _end_of_characters(raw: bytes) -> int:
+    """Return where the last character ends that is whole."""
+    for back in range(1, min(4, len(raw) + 1)):
+        byte = raw[-back]
+        if byte >= 0xC0:  # begins a character of 2, 3 or 4 bytes
+            return len(raw) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(raw)
+        if byte < 0x80:
+            break
+    return len(raw)
 
 
 @contextmanager
@@ -216,7 +268,7 @@ class _Zstd(io.RawIOBase):
         while not self._text:
             if self._frame.eof:
                 self._packed, self._frame, self._fresh = self._frame.unused_data, self._new(), True
-            packed = self._packed or self._file.read(_PIECE)
+            packed = self._packed or self._file.read(_BLOCK)
             self._packed = b""
             if not packed:
                 if self._fresh:
@@ -246,9 +298,10 @@ class _Packing(NamedTuple):
     unpack: Callable[[Path, io.BufferedReader], Any]
 
 
+_SOME = re.compile(f"[^{BLANK}]")
 _HEAD = 512  # bytes
 _CHUNK = 2**17  # bytes
-_PIECE = 2**12  # packed bytes; a block of 4 can unpack to 128 KiB, so this bounds the memory
+_BLOCK = 2**12  # packed bytes; a block of 4 can unpack to 128 KiB, so this bounds the memory
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPED = tuple(bytes((first, 0x2A, 0x4D, 0x18)) for first in range(0x50, 0x60))  # frames of notes (RFC 8878, 3.1.2)

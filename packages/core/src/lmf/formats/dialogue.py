@@ -92,7 +92,7 @@ def _ordered(turns: Sequence[Turn]) -> tuple[Message, ...]:
             caller, results = turn, []
         elif previous and previous.calls:
             raise DataError(f"{path}: the role {role} cannot follow a call; the tool's result comes next.")
-        if not message.content.strip():
+        if not message.content or message.content.isspace():
             if role == "assistant" and not message.calls:
                 raise DataError(f"{path} is empty; there is no reply to learn.")
             if role == "user" and not (previous and previous.role == "system" and previous.content.strip()):

@@ -114,6 +114,11 @@ def _empty(value: Any) -> bool:
     return not value or value == "[]"
 
 
+def _judges_nothing(value: Any) -> bool:
+    """Whether a label is none of a good or bad reply, such as the name of a class."""
+    return not isinstance(value, bool) and str(value).strip().lower() not in ("true", "false")
+
+
 def _lost(what: str) -> tuple[str, Callable[[Any], bool]]:
     return f"records with these keys hold no {what}; write them as messages.", _empty
 
@@ -125,10 +130,11 @@ _MEANINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key: why it canno
     **dict.fromkeys(("tool_calls", "function_call"), _lost("tool calls")),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _lost("reasoning apart from the reply")),
     "history": _lost("earlier turns"),
+    "system": _lost("system message"),
     **dict.fromkeys(("chosen", "rejected"), ("a preference needs both, chosen and rejected.", _empty)),
     "weight": ("only assistant messages have a weight; write it there.", lambda value: value in (None, 1)),
     **dict.fromkeys(
         ("label", "kto_tag"),
-        ("records with these keys are not judged; write them as messages.", lambda value: not isinstance(value, bool)),
+        ("records with these keys are not judged; write them as messages.", _judges_nothing),
     ),
 }

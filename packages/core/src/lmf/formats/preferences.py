@@ -88,6 +88,10 @@ def _single(pair: Preference) -> Sequence[Message]:
 
 
 def _read_preference(record: Fields) -> Preference:
+    start, *replies = (record.get(key) for key in ("prompt", "chosen", "rejected"))
+    if isinstance(start, str) and _ASKS.fullmatch(start) and all(isinstance(reply, str) for reply in replies):
+        whole = {key: start + record[key] for key in ("chosen", "rejected")}  # HH-RLHF, cut where the replies begin
+        return _read_transcript({key: value for key, value in record.items() if key != "prompt"} | whole)
     fields.allow(record, _KEYS | {"prompt", "messages"})
     if record.get("messages") not in (None, [], record["chosen"]):
         raise DataError("messages differs from chosen; keep one of messages and prompt.")
@@ -262,6 +266,7 @@ def _shape(record: Fields) -> str:
 
 
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
+_ASKS = re.compile(r"(?:\n\n)?Human: ?.*\n\nAssistant: ?", re.DOTALL)
 _BESIDE = {
     "messages": "messages-preference",
     "conversations": "sharegpt-preference",
