@@ -19,7 +19,7 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
     *("errors", "config", "conversation"),
-    *(f"templates.{name}" for name in ("template", "sandbox", "jinja", "shield", "traits")),
+    *(f"templates.{name}" for name in ("template", "bounds", "sandbox", "jinja", "shield", "traits")),
     *("settings", "specs", "hookspecs", "plugins", "templates.choose"),
     *("data.textfile", "data.jsonfile"),
     *(f"formats.{name}" for name in ("fields", "toolcalls", "dialogue", "messages", "prompts")),
@@ -31,7 +31,15 @@ DESCRIBING = (
 RUNNING = (
     *("encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
     *("models", "encoding.store", "encoding.material"),
-    *("training.packing", "training.checkpoint", "generate", "training.learner", "training.loop", "testing"),
+    *(
+        "training.packing",
+        "training.checkpoint",
+        "generate",
+        "training.learner",
+        "training.output",
+        "training.loop",
+        "testing",
+    ),
 )
 LAYERS = DESCRIBING + RUNNING
 PARTS = {module.partition(".")[0] for module in LAYERS if "." in module}  # the packages within core

@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..conversation import Content
 from ..plugins import Plugins, Registry
 from ..specs import DataFormat
-from .reading import Source, joined, read_each
+from .reading import DataFile, joined, read_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Originals:
     """Records in the order of their files, and the files."""
 
     records: list[Original]
-    sources: list[Source]
+    sources: list[DataFile]
 
 
 OBJECT = DataFormat(

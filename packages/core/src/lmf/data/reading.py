@@ -23,7 +23,7 @@ from .textfile import STDIN, Report, sha256, standard_input, whole
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataFile:
     """One file that was read.
 
     Attributes:
@@ -54,7 +54,7 @@ class Data:
     """
 
     records: list[Record]
-    sources: list[Source]
+    sources: list[DataFile]
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -149,7 +149,7 @@ def _read(
         raise DataError(f"{item.path} holds no records.")
     part.records.extend(records)
     part.skipped.extend(bad)
-    part.sources.append(Source(item.path, ", ".join(sorted(used)), len(records), fingerprint()))
+    part.sources.append(DataFile(item.path, ", ".join(sorted(used)), len(records), fingerprint()))
 
 
 def recognised(

@@ -14,7 +14,7 @@ from ..plugins import Plugins
 from ..settings import RunSettings
 from .inputs import Input, find
 from .mixture import check_mix, columns_of, systems, weighted, with_system
-from .reading import Formats, Source, open_values, recognised
+from .reading import Formats, DataFile, open_values, recognised
 from .textfile import STDIN, sampled_sha256
 
 LISTED = 20  # bad records that are kept in words
@@ -52,13 +52,13 @@ class RecordStream:
         self._inputs = [[replace(i, columns=columns) if columns else i for i in inputs] for inputs in found]
         self.bad = 0
         self.first_bad: list[str] = []
-        self.sources: list[Source] = []
+        self.sources: list[DataFile] = []
         for inputs, weight in zip(self._inputs, weights or [""] * len(names), strict=True):
             for item in inputs:
                 if item.path == STDIN:
                     raise ConfigError("--streaming reads the data once for every pass; standard input ends after one.")
                 _, form = next(self._read(item))
-                self.sources.append(Source(item.path, form, None, _fingerprint(item.path), weight))
+                self.sources.append(DataFile(item.path, form, None, _fingerprint(item.path), weight))
         self.bad = 0
         self.first_bad.clear()
 

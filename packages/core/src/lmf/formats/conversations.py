@@ -34,8 +34,9 @@ def compared(record: Fields) -> bool:
 
 
 def judged(record: Fields) -> bool:
-    """Whether a record judges its reply, so that it may be one to avoid."""
-    return record.get("kto_tag") is not None or isinstance(record.get("label"), bool)
+    """Whether a record judges its reply, so that it may be one to avoid; 0 and 1 are refused where they are read."""
+    label = record.get("label")
+    return record.get("kto_tag") is not None or (isinstance(label, int) and label in (0, 1))
 
 
 def parted(talked: Conversation) -> tuple[Conversation, Message]:

@@ -256,7 +256,7 @@ def sync(*paths: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Delete a checkpoint; under a name that ``sweep`` knows, so that no half of it is ever taken for one."""
-    shutil.rmtree(folder.replace(folder.with_name(f".{folder.name}.old.partial")))
+    shutil.rmtree(folder.replace(folder.with_name(f".{folder.name}.old.partial")), ignore_errors=True)
 
 
 def _step(folder: Path) -> int:

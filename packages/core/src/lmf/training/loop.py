@@ -10,8 +10,6 @@ import json
 import math
 import platform
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -33,7 +31,6 @@ from ..guard import Stop, lock
 from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import (
-    LOCK_FILE,
     LOG_FILE,
     RUN_FILE,
     SETTINGS_FILE,
@@ -45,6 +42,7 @@ from ..runs import (
 )
 from . import checkpoint, packing
 from .learner import Learner, load_learner
+from .output import check_saving, clear, save_model
 from .packing import Batch
 
 
@@ -76,7 +74,7 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
                     clear(output)  # a run that never took a step leaves nothing behind
             raise
         finally:
-            accelerator.end_training()
+            run.close()
     return output
 
 
@@ -125,6 +123,16 @@ class _Run:
         finally:
             self.report.end()
         self._finish(status)
+
+    def close(self) -> None:
+        """End the trackers and the group of processes.
+
+        The wrapper of the model goes first: torn down after its group, it may wait for the other
+        processes for ever (gloo).
+        """
+        self.wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _loop(self, stop: Stop) -> str:
         settings, tuner = self.settings, self.learner.tuner
@@ -452,70 +460,5 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
-    """Try before the first step what could fail after the last: what is saved beside the weights, and disk space.
-
-    Raises:
-        LmfError: It cannot be saved, or the disk is too small.
-    """
-    base, model = _base(learner.model), learner.model
-    try:
-        with checkpoint.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
-            _save_extras(learner, material, Path(folder))
-            base.config.save_pretrained(folder)
-    except (ValueError, TypeError) as error:
-        raise LmfError(
-            f"What {plan.model.asked} brings could not be saved with the tuned model: {' '.join(str(error).split())}\n"
-            "Correct its config.json, generation_config.json or tokenizer files."
-        ) from error
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    saved = sum(p.numel() * p.element_size() for p in model.parameters()) if base is model else trained
-    output = plan.settings.output.absolute()
-    existing = next(p for p in [output, *output.parents] if p.exists())
-    freed = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())  # an earlier run that this one replaces
-    checkpoints = plan.settings.keep + 2  # besides: the best one, and the one being written; AdamW doubles the trained
-    checkpoint.check_space(existing, saved * (checkpoints + 1) + 2 * trained * checkpoints - freed)
-
-
-def save_model(learner: Learner, material: Material, output: Path) -> None:
-    """Write what the run gives out, so that transformers or peft load the folder unaided.
-
-    Raises:
-        LmfError: It could not be written; the checkpoints are untouched.
-    """
-    partial = output / ".model.partial"
-    checkpoint.sweep(output)
-    try:
-        with checkpoint.writing(output):
-            partial.mkdir()
-            learner.tuner.save(learner.model, partial)
-            _save_extras(learner, material, partial)
-            checkpoint.sync(*partial.iterdir())
-            for path in sorted(partial.iterdir()):
-                path.replace(output / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
-    """Write the tokenizer with its chat template, and the generation config with its stop ids."""
-    material.tokenizer.save_pretrained(folder)
-    _base(learner.model).generation_config.save_pretrained(folder)
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _base(model: Any) -> Any:
-    """Return the model inside an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def clear(output: Path) -> None:
-    """Delete an earlier run; its record goes last, so that half of it is still known for a run."""
-    for path in sorted(output.iterdir(), key=lambda path: path.name == RUN_FILE):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
