@@ -169,6 +169,19 @@ def test_core_modules_import_only_lower_ones(file):
         assert used in allowed or later, f"{module} imports {used}, which does not stand below it"
 
 
+def test_the_page_on_the_architecture_shows_the_modules_in_this_order():
+    page = (ROOT / "docs/architecture.md").read_text()
+    shown = page.split("```")[1].splitlines()
+    parts, found = {f"{part}:" for part in PARTS}, []
+    for line in shown:
+        part, *names = line.split() or [""]
+        inside = part.removesuffix(":") + "." if part in parts else ""
+        found += [inside + name for name in ([] if inside else [part]) + names if name.strip("-")]
+    assert tuple(found) == LAYERS
+    for module in LAYERS:
+        assert re.search(rf"^\|.*`{module.rpartition('.')[2]}`.*\| \S", page, re.MULTILINE), f"{module} is not explained"
+
+
 @pytest.mark.parametrize("file", sorted(CORE.glob("*/__init__.py")), ids=lambda file: file.parent.name)
 def test_a_package_of_core_only_says_what_it_holds(file):
     assert len(ast.parse(file.read_text()).body) == 1

@@ -538,9 +538,9 @@ def test_the_page_names_every_suffix_and_every_setting_of_data():
     assert not [suffix for suffix in (*TEXTS, *TABLES) if f"`{suffix}`" not in text]
     names = [field.name for field in dataclasses.fields(RunSettings)]
     before, after = names.index("data"), names.index("system")
-    shown = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", text)}
+    shown = {flag.replace("-", "_").removeprefix("no_") for flag in re.findall(r"--([a-z][a-z-]+)", text)}
     assert shown <= {*names}
-    assert {*names[before : after + 1], "eval_data", "eval_split"} - {"shuffle_buffer"} <= shown
+    assert {*names[before : after + 1], "eval_data", "eval_split"} <= shown
     assert set(re.findall(r"--mix ([\w-]+)`", text)) == {"concat", "interleave-first", "interleave-all"}
 
 

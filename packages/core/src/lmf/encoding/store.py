@@ -20,12 +20,11 @@ from typing import Any
 
 import tokenizers
 
+from .. import templates
 from ..conversation import Record
 from ..data.cache import cache_folder
 from ..errors import LmfError
 from ..report import Reporter
-from ..templates import jinja, sandbox, shield, template
-from . import encoder, fit
 from .examples import Examples
 from .fit import Survey
 
@@ -43,11 +42,12 @@ def fingerprint(records: Sequence[Record]) -> str:
 
 def code_of(criterion: type) -> list[str]:
     """Return a hash of the source of all that makes tokens of records."""
-    modules = [encoder, fit, jinja, sandbox, shield, template]
-    own = [sys.modules[kind.__module__] for kind in criterion.__mro__ if kind is not object]
     found = hashlib.blake2b(digest_size=32)
-    for module in dict.fromkeys((*modules, *own)):
-        found.update(inspect.getsource(module).encode())
+    for folder in (Path(__file__).parent, Path(templates.__file__).parent):
+        for file in sorted(folder.glob("*.py")):
+            found.update(file.read_bytes())
+    for module in dict.fromkeys(kind.__module__ for kind in criterion.__mro__ if kind is not object):
+        found.update(inspect.getsource(sys.modules[module]).encode())
     return [found.hexdigest(), tokenizers.__version__]
 
 
