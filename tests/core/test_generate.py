@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import LmfError, Message, Template, UnknownName
+from lmf import ConfigError, LmfError, Message, Template, UnknownName
 from lmf.encoding.encoder import Encoder
 from lmf.errors import Interrupted
 from lmf.generate import Chatter, open_model, ordinary_attention, reply
@@ -51,6 +51,28 @@ def test_a_greedy_reply_is_what_transformers_generates(prompt, finished, chatter
     expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert answer(chatter, prompt, max_new_tokens=40) == expected
     assert expected
+
+
+@pytest.mark.parametrize("system", [None, "", "answer one"])
+@pytest.mark.parametrize("prefill", ["", "the user", " and"])
+def test_a_reply_goes_on_from_a_system_message_and_its_own_beginning(system, prefill, finished, chatter):
+    tokenizer, model = AutoTokenizer.from_pretrained(finished), AutoModelForCausalLM.from_pretrained(finished)
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    messages = [*opening, {"role": "user", "content": "what"}]
+    begun = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + prefill
+    ids = tokenizer(begun, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert answer(chatter, "what", system=system, prefill=prefill, max_new_tokens=20) == expected
+
+
+def test_a_text_goes_on_from_its_beginning_and_has_no_system_message(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    encoder = Encoder(tokenizer, None)
+    whole = reply(model, tokenizer, encoder, "the user say", max_new_tokens=9)
+    assert reply(model, tokenizer, encoder, "the user", prefill=" say", max_new_tokens=9) == whole
+    with pytest.raises(ConfigError, match="has no template; a system message has no place in it"):
+        reply(model, tokenizer, encoder, "the user", system="Be brief.")
 
 
 def test_a_packed_model_replies_as_an_ordinary_one(finished, chatter):

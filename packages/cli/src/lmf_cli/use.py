@@ -18,6 +18,8 @@ def generate(plugins: Plugins) -> Callable[..., None]:
     def run(
         model: Annotated[str, typer.Argument(help="Output folder of a run, or anything that --model takes.")],
         prompt: Annotated[str, typer.Argument(help="What to say to it.")],
+        system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+        prefill: Annotated[str, typer.Option(help="How the reply begins; the model goes on from there.")] = "",
         max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.")] = 256,
         temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")] = 0.0,
         template: Annotated[
@@ -40,11 +42,14 @@ def generate(plugins: Plugins) -> Callable[..., None]:
 
         quiet()
         chatter = open_model(model, plugins, template)
+        print(prefill, end="", flush=True)
         reply(
             chatter.model,
             chatter.tokenizer,
             chatter.encoder,
             prompt,
+            system=system,
+            prefill=prefill,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             stream=lambda text: print(text, end="", flush=True),

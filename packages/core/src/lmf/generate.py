@@ -14,7 +14,7 @@ from torch import nn
 from .config import make
 from .conversation import Message
 from .encoding.encoder import Encoder
-from .errors import LmfError
+from .errors import ConfigError, LmfError
 from .models import load_model, load_tokenizer
 from .plugins import Plugins
 from .runs import RUN_FILE, read_run
@@ -102,6 +102,8 @@ def reply(
     encoder: Encoder,
     prompt: str,
     *,
+    system: str | None = None,
+    prefill: str = "",
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     stream: Callable[[str], None] | None = None,
@@ -113,12 +115,20 @@ def reply(
         tokenizer: Its tokenizer.
         encoder: Encodes with the template; without a template the prompt is continued.
         prompt: The user's message, or the text.
+        system: A system message, which only a template can write.
+        prefill: How the reply begins; what is returned goes on from there.
         max_new_tokens: Longest reply in tokens.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
         stream: Gets the text in parts as it is written.
     """
     template = encoder.template
-    ids = encoder.prompt([Message("user", prompt)]) if template else encoder.plain(prompt)
+    if template:
+        opening = [] if system is None else [Message("system", system)]
+        ids = encoder.prompt([*opening, Message("user", prompt)], prefill=prefill)
+    elif system is not None:
+        raise ConfigError("This model continues text and has no template; a system message has no place in it.")
+    else:
+        ids = encoder.plain(prompt + prefill)
     texts, known = template.stops(encoder.eos) if template else (), tokenizer.get_vocab()
     stops = sorted({known[text] for text in (*texts, encoder.eos) if text in known})
     strings = [text for text in texts if text not in known]
