@@ -15,7 +15,7 @@ import lmf_cli
 import pytest
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "numpy", "safetensors", "tokenizers", "matplotlib")
-RUNNING = ("encode", "models", "packing", "checkpoint", "generate", "prepare", "training")  # modules of lmf
+RUNNING = ("encoding", "models", "generate", "training")  # modules and packages of lmf
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from typing import Any
 
 import lmf_cli.app
 import pytest
-from conftest import ROOT
 from lmf import Command, PluginError, Plugins, hookimpl
 from lmf_cli.runs import sketch
 from terminal import Done, batch, distribution, fresh, hollow_model, lmf, lmf_without_torch, talk, tree
 from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
 
 # A run, from training to its picture
 
@@ -278,7 +279,7 @@ def run(plugins: Plugins, *args: str) -> str:
 
 def test_a_plugin_adds_a_command(contested):
     assert run(contested, "greet", "--name", "Acme") == "Hello, Acme.\n"
-    assert "  greet     Greet [somebody].\n" in run(contested, "--help")
+    assert "  greet      Greet [somebody].\n" in run(contested, "--help")
 
 
 def test_a_command_that_two_packages_define_belongs_to_neither(contested):
@@ -459,5 +460,5 @@ def test_the_page_names_every_command_and_every_variable():
     listed = set(re.findall(r"^  ([a-z]+)  ", lmf("--help").out, re.M))
     named = set(re.findall(r"`lmf ([a-z]+)", PAGE))
     assert listed - set(Plugins().objectives) == named - set(Plugins().objectives)
-    source = "".join(file.read_text() for file in (ROOT / "packages/core/src/lmf").glob("*.py"))
+    source = "".join(file.read_text() for file in (ROOT / "packages/core/src/lmf").rglob("*.py"))
     assert set(re.findall(r"\"(LMF_[A-Z_]+)\"", source)) == set(re.findall(r"^\| `(LMF_[A-Z_]+)=", PAGE, re.M))

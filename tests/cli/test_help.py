@@ -21,8 +21,8 @@ PAIRS = [(objective, method) for objective in PLUGINS.objectives for method in P
 
 
 def words(text: str) -> str:
-    """A text without its line breaks."""
-    return " ".join(text.split())
+    """A text without its line breaks, which may stand after a hyphen."""
+    return re.sub(r"(?<=\w)- (?=\w)", "-", " ".join(text.split()))
 
 
 def rows(text: str) -> dict[str, str]:
@@ -72,10 +72,10 @@ def test_a_method_has_exactly_its_flags_under_every_objective(objective, method)
 
 def test_the_help_of_lmf_lists_objectives_and_commands_apart():
     text = lmf("--help").out
-    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  doctor ")
+    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  data ")
     listed = rows(text)
     assert listed["train"] == "Fine-tune on conversations: learn the assistant's replies."
-    assert {"doctor", "generate", "models", "plan", "plugins", "runs"} <= set(listed)
+    assert {"data", "doctor", "generate", "models", "plan", "plugins", "runs", "templates"} <= set(listed)
 
 
 @pytest.mark.parametrize("line", [["train"], ["plan", "train"]])
@@ -116,18 +116,18 @@ def test_a_flag_shows_the_help_and_the_default_of_its_setting(full, field):
 def test_a_heading_begins_at_a_setting_and_every_flag_has_one():
     assert set(HEADINGS) <= {f.name for f in dataclasses.fields(RunSettings)}
     found = sections(lmf("train", "lora", "--help").out)
-    assert list(found) == ["Options", *HEADINGS.values(), "Method lora"]
+    assert list(found) == ["Options", *HEADINGS.values(), "Objective train", "Method lora"]
     assert found["Options"] == ["--config", "--help"]
     assert found["Held-out data"] == ["--eval-data", "--eval-split", "--eval-every", "--patience"]
     assert found["Method lora"] == flags_of(PLUGINS.methods["lora"].options)
 
 
 def test_the_short_flag_says_the_same():
-    for line in ([], ["train"], ["train", "full"], ["runs"], ["runs", "plot"], ["generate"]):
+    for line in ([], ["train"], ["train", "full"], ["runs"], ["runs", "plot"], ["generate"], ["data", "split"]):
         assert lmf(*line, "-h") == lmf(*line, "--help")
 
 
-@pytest.mark.parametrize("line", [[], ["train"], ["plan"], ["plan", "train"], ["runs"]])
+@pytest.mark.parametrize("line", [[], ["train"], ["plan"], ["plan", "train"], ["runs"], ["data"], ["templates"]])
 def test_half_a_command_gets_the_help_as_a_usage_error(line):
     done = lmf(*line)
     assert done.code == 2
@@ -224,7 +224,9 @@ def test_help_listings_and_plans_import_no_torch(tmp_path):
     hollow_model(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text(talk())
     helps = ["--help", "train --help", "train full --help", "plan train lora --help", "generate --help", "runs --help"]
-    lists = ["plugins", "plugins check", "models", "plan train full --model ./model --data data.jsonl"]
+    helps += ["data --help", "data check --help", "templates --help", "templates show --help"]
+    lists = ["templates list", "templates render llama3", "data check data.jsonl", "data count data.jsonl"]
+    lists += ["plugins", "plugins check", "models", "plan train full --model ./model --data data.jsonl"]
     assert loaded(*helps, *lists, folder=tmp_path) == {line: [] for line in helps + lists}
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from lmf import Conversation, DataError, JinjaTemplate, Message, Piece, ToolCall
+from lmf.templates.choose import with_reasoning
 from lmf.templates.sandbox import DATE, compiled
 from lmf_templates import deepseek, glm, granite, qwen, smollm
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -60,18 +61,6 @@ def grid(name: str) -> Iterator[tuple[str, str, Conversation]]:
     for mode, talks in renderings(name).items():
         for talk_name in talks:
             yield mode, talk_name, TALKS[talk_name]
-
-
-def lessons(name: str) -> Iterator[tuple[str, str, Conversation]]:
-    """Yield what of the grid can be learned from.
-
-    The check for dropped text finds no content whose <think> belongs to the prompt or is left out,
-    and no system text out of which SmolLM3 takes its switches.
-    """
-    for mode, talk_name, talk in grid(name):
-        inside = "in the content" in talk_name and (name in OPENS_THOUGHT or (mode == "quiet" and name == "qwen3"))
-        if not inside and not (name == "smollm3" and talk_name in ("/no_think", "/system_override")):
-            yield mode, talk_name, talk
 
 
 def ended(talk: Conversation) -> bool:
@@ -125,6 +114,21 @@ def _closed_system(of: Official, talk: Conversation, mode: str) -> Official:
     return Official(*(part and re.sub(head, r"\1<|im_end|>\n", part, flags=re.DOTALL) for part in of))
 
 
+def _quiet_smollm3(of: Official, talk: Conversation, mode: str) -> Official:
+    if mode != "quiet":
+        return of
+    twice = r"(?<=<think>\n\n</think>\n)<think>\n.+?\n</think>\n+"
+    return Official(*(part and re.sub(twice, "", part, flags=re.DOTALL) for part in of))
+
+
+def _granite_content(of: Official, talk: Conversation, mode: str) -> Official:
+    if mode != "thinking" or not any(said.content.startswith("<think>") for said in talk.messages):
+        return of
+    inside = r"<think>\n(.+?)\n</think>\n\n(.+?)(?=<\|end_of_text)"
+    apart = r"<think>\1</think><response>\2</response>"
+    return Official(*(part and re.sub(inside, apart, part, flags=re.DOTALL) for part in of))
+
+
 def _replaced(old: str, new: str) -> Callable[[Official, Conversation, str], Official]:
     return lambda of, talk, mode: Official(*(part and part.replace(old, new) for part in of))
 
@@ -170,6 +174,16 @@ DIFFERENCES = (
         {"qwen3"},
         "With thinking off no thought stands in the last replies, whatever the data hold.",
         _quiet_content,
+    ),
+    (
+        {"smollm3"},
+        "With thinking off no thought stands in a reply, whatever the data hold.",
+        _quiet_smollm3,
+    ),
+    (
+        {"granite"},
+        "With thinking on a thought inside the content is written as one apart from it.",
+        _granite_content,
     ),
     (
         {"smollm3"},
@@ -226,7 +240,7 @@ def test_the_prompt_is_the_official_one(name: str) -> None:
 
 @each_template
 def test_the_last_reply_is_what_the_official_text_has_behind_the_prompt(name: str) -> None:
-    for mode, talk_name, talk in lessons(name):
+    for mode, talk_name, talk in grid(name):
         if ended(talk):
             whole, prompt = expected(name, mode, talk_name)
             learned = replies(examples(template(name, mode), talk)[-1])[-1]
@@ -237,19 +251,21 @@ def test_the_last_reply_is_what_the_official_text_has_behind_the_prompt(name: st
 @each_template
 def test_every_reply_is_learned_once_with_all_that_is_said_and_its_end(name: str) -> None:
     stops = TEMPLATES[name].stop
-    for mode, talk_name, talk in lessons(name):
+    for mode, talk_name, talk in grid(name):
         learned = [reply for pieces in examples(template(name, mode), talk) for reply in replies(pieces)]
         said = [m for m in talk.messages if m.role == "assistant"]
         for reply, message in zip(learned, said, strict=True):
             assert reply.endswith(stops[-1] if message.calls else stops[0]), (mode, talk_name)
-            assert mode == "quiet" or message.content.strip() in reply, talk_name
-            assert mode == "quiet" or message.reasoning.strip() in reply, talk_name
+            thought, _, content = message.content.rpartition("</think>")
+            assert content.strip() in reply, (mode, talk_name)
+            assert mode == "quiet" or thought.removeprefix("<think>").strip() in reply, (mode, talk_name)
+            assert mode == "quiet" or message.reasoning.strip() in reply, (mode, talk_name)
             assert all(call.name in reply for call in message.calls), (mode, talk_name)
 
 
 @each_template
 def test_a_reply_follows_the_prompt_for_it(name: str) -> None:
-    for mode, talk_name, talk in lessons(name):
+    for mode, talk_name, talk in grid(name):
         asked = template(name, mode)
         learned = iter([reply for pieces in examples(asked, talk) for reply in replies(pieces)])
         for i, message in enumerate(talk.messages):
@@ -279,7 +295,7 @@ def test_an_earlier_thought_is_dropped_unless_it_is_to_be_kept(name: str) -> Non
 
 @each_template
 def test_with_reasoning_kept_each_reply_stands_as_it_was_generated(name: str) -> None:
-    for mode, talk_name, talk in lessons(name):
+    for mode, talk_name, talk in grid(name):
         kept = template(name, mode, keep_reasoning=True)
         (pieces,) = examples(kept, talk)
         whole, learned = "".join(piece.text for piece in pieces), iter(replies(pieces))
@@ -300,6 +316,34 @@ def test_with_thinking_off_the_prompt_ends_with_an_empty_thought_and_the_reply_h
     assert replies(examples(quiet, TALKS[talk])[-1])[-1] == messages[-1].content + TEMPLATES[name].stop[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, mode) for name in (*sorted(OPENS_THOUGHT), "qwen3") for mode in MODES),
+        *(("smollm3", "quiet"), ("granite", "quiet"), ("granite", "thinking")),
+    ],
+)
+def test_a_thought_in_the_content_is_learned_as_one_apart_from_it(name: str, mode: str) -> None:
+    asked, answered = TALKS["one turn"].messages
+    for content in ("<think>\nhm\n</think>\n\nHello!", "<think>hm</think>Hello!"):
+        inside = dataclasses.replace(answered, content=content)
+        apart = dataclasses.replace(answered, content="Hello!", reasoning="hm")
+        found, due = (examples(template(name, mode), Conversation((asked, reply))) for reply in (inside, apart))
+        assert found == due
+        assert ("hm" in replies(due[0])[0]) == (mode != "quiet")
+
+
+def test_granite_thinks_where_reasoning_is_to_be_kept() -> None:
+    talk = TALKS["thoughts"]
+    for mode, reasons in (("keep", True), ("disable", False)):
+        chosen = with_reasoning(TEMPLATES["granite"], mode)  # type: ignore[arg-type]
+        learned = replies(examples(chosen, talk)[0])
+        said = [message for message in talk.messages if message.role == "assistant"]
+        thoughts = [f"<think>{m.reasoning}</think><response>{m.content}</response>" for m in said]
+        assert learned == [f"{text}<|end_of_text|>" for text in (thoughts if reasons else [m.content for m in said])]
+        assert ("Write your thoughts between" in text(chosen, talk, 1, reply=True)) == reasons
+
+
 @each_template
 def test_what_a_format_cannot_say_is_refused_by_name(name: str) -> None:
     for talk in REFUSED[name]:
@@ -311,7 +355,7 @@ def test_what_a_format_cannot_say_is_refused_by_name(name: str) -> None:
     ("names", "talk", "what"),
     [
         ("chatglm3 deepseek_v3 glm4 qwen2_5 qwen2_5_1m qwen2_5_math", "thought", "reasoning$"),
-        ("granite", "thought", "reasoning unless enable_thinking is on"),
+        ("granite", "thought", "reasoning unless enable_thinking is on: choose --reasoning keep"),
         ("deepseek_r1_distill", "call", "tools"),
         ("deepseek_r1_distill", "call, no tool declared", "tool calls"),
         ("deepseek_r1 deepseek_v3 smollm3", "system in the middle", "a system message that is not the first"),

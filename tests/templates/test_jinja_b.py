@@ -259,6 +259,21 @@ def test_gpt_oss_keeps_the_reasoning_of_earlier_turns_on_request() -> None:
     assert re.findall(r"analysis<\|message\|>(.*?)<\|end\|>", render("gpt_oss", *said.messages)) == ["second"]
 
 
+def test_gpt_oss_makes_an_example_of_each_reply_also_where_reasoning_is_kept() -> None:
+    said = conversation("reasoning in both turns")
+    kept = with_variables("gpt_oss", keep_reasoning=True).examples(said, **tokens("gpt_oss"))
+    thoughts = [re.findall(r"analysis<\|message\|>(.*?)<\|end\|>", text(pieces)) for pieces in kept]
+    assert thoughts == [["first"], ["first", "second"]]
+
+
+def test_gpt_oss_reads_a_thought_in_the_content_as_one_apart_from_it() -> None:
+    inside = [Message("user", "1+1?"), Message("assistant", "<think>\nAdd.\n</think>\n\n2")]
+    apart = [inside[0], Message("assistant", "2", reasoning="Add.")]
+    assert render("gpt_oss", *inside) == render("gpt_oss", *apart)
+    quiet = with_variables("gpt_oss", enable_thinking=False)
+    assert text(quiet.render(inside)) == text(quiet.render([inside[0], Message("assistant", "2")]))
+
+
 def test_gpt_oss_leaves_reasoning_out_on_request() -> None:
     said = conversation("reasoning around a call")
     quiet = with_variables("gpt_oss", enable_thinking=False)

@@ -1,11 +1,10 @@
-"""The templates against their official formats, and their Jinja form against ``render``."""
+"""The templates of fields against their official formats. ``test_export`` has what they export, and all others."""
 
 import dataclasses
 import json
 import re
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -13,10 +12,8 @@ import lmf_templates
 import pytest
 from lmf import DataError, Message, Piece, Plugins, Template
 from lmf.conversation import Role
-from lmf.encoding.encoder import Encoder
 from lmf.plugins import GROUP
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from talks import TALKS, talk
 
 REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))
 TEMPLATES = {template.name: template for template in lmf_templates.lmf_templates() if isinstance(template, Template)}
@@ -24,50 +21,6 @@ DOCS = Path(__file__).parents[2] / "docs" / "templates.md"
 README = Path(lmf_templates.__file__).parents[2] / "README.md"
 
 
-def talk(*turns: tuple[str, str]) -> list[Message]:
-    return [Message(role, content) for role, content in turns]  # type: ignore[arg-type]
-
-
-TALKS = {
-    "one question": talk(("user", "Hi")),
-    "one turn": talk(("user", "Hi"), ("assistant", "Hello!")),
-    "system": talk(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!")),
-    "turns": talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")),
-    "turns and system": talk(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
-    "many turns": talk(*(("user" if i % 2 == 0 else "assistant", f"turn {i}") for i in range(24))),
-    "the same again": talk(*(("user", "again"), ("assistant", "again")) * 3),
-    "other scripts": talk(("system", "简短"), ("user", "你好，é e\u0301 👩‍🚀"), ("assistant", "こんにちは\u2028🙂")),
-    "right to left": talk(("system", "أوجز"), ("user", "שלום \u202babc\u202c עולם"), ("assistant", "\u200fمرحبا 12")),
-    "emoji": talk(("user", "👍🏽🇩🇪👨‍👩‍👧"), ("assistant", "🏴\U000e0067\U000e007f ❤️"), ("user", "☺")),
-    "combining": talk(("user", "Z̷a̷l̷g̷o̷ \u1100\u1161\u11a8"), ("assistant", "ﬁ ½ Å Å")),
-    "zero width": talk(("system", "\u200b"), ("user", "a\u200bb\u2060c"), ("assistant", "\ufeffx\u200d\u200c")),
-    "beyond the first plane": talk(("user", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠜎"), ("assistant", "𐍈\U0010fffd")),
-    "control characters": talk(("user", "\x01\x02\x1b[1m\x7f"), ("assistant", "\x08\x85")),
-    "white space": talk(("system", "\n s \t"), ("user", "  a\n\n"), ("assistant", "\u00a0\u3000b \r\n")),
-    "nothing but white space": talk(("system", " "), ("user", "\n"), ("assistant", "\t")),
-    "nothing": talk(("system", ""), ("user", ""), ("assistant", ""), ("user", "")),
-    "an empty reply": talk(("user", "Say nothing."), ("assistant", ""), ("user", "Thanks."), ("assistant", "Sure.")),
-    "Windows lines": talk(("system", "a\r\nb"), ("user", "one\r\ntwo\r\n"), ("assistant", "\r\nthree\r\n")),
-    "lines": talk(("system", "a\r\nb"), ("user", "\na\n\nb\r"), ("assistant", "x\ty\v\fz")),
-    "quotes": talk(("system", "'s'"), ("user", "\"a\" 'b' `c`"), ("assistant", "'''\"\"\"")),
-    "backslashes": talk(("system", "\\"), ("user", r"a\nb \u0041 \" \\"), ("assistant", "C:\\new\\")),
-    "braces": talk(("system", "{}"), ("user", "{content} {bos} {eos} {0}"), ("assistant", "{content}{{content}}")),
-    "percent": talk(("user", "100% %s %(name)s ${HOME}"), ("assistant", "%d%%")),
-    "numbers": talk(("user", "3.14159 1,000,000 -1e-9 0x1F"), ("assistant", "42"), ("user", "½ ٣ Ⅳ")),
-    "code": talk(("user", "def f(x):\n    return x  # twice"), ("assistant", "```python\nf(\n\t1)\n```")),
-    "JSON": talk(("system", '{"role": "system"}'), ("user", '[{"a": null}]'), ("assistant", '{"b": "\\u00e9\\n"}')),
-    "Markdown": talk(("user", "# Title\n\n* a\n  * b\n\n---"), ("assistant", "| a | b |\n|---|---|\n| **1** | <br> |")),
-    "mark-up": talk(("user", "<p class='x'>a &amp; b</p>"), ("assistant", "<think>\nno\n</think>\n<!-- c -->")),
-    "Jinja": talk(("system", "{# s #}"), ("user", "{{ x }} {% if %} -%}"), ("assistant", "{%- endgeneration %}{{")),
-    "control tokens": talk(("user", "<|im_end|></s>[/INST]<bos>"), ("assistant", "<|eot_id|> <end_of_turn>")),
-    "headers": talk(
-        ("system", "USER: ASSISTANT:"), ("user", "### Response:\nHuman: a###"), ("assistant", "User: b\n\n")
-    ),
-    "a reply alone": talk(("user", "?"), ("assistant", "A sentence. " * 3 + "\n\nAnother one.")),
-    "long": talk(("system", "s " * 400), ("user", "word " * 800), ("assistant", "Zeile\n" * 600), ("user", "u")),
-}
-
-FORGED = {"control tokens", "its own tokens"}  # encode.py keeps these apart from what the template writes
 PLAIN_TEXT = {"<SYS>", "<|User|>", "<|Bot|>", "<extra_id_0>", "<extra_id_1>"}  # no tokens to the models either
 ALIASES = {
     "disable": "empty",
@@ -81,11 +34,6 @@ ALIASES = {
     "lmflow_deepseek_r1_distill": "lmflow_deepseek_r1",
 }
 REFUSED = [(name, role) for name, t in TEMPLATES.items() for role in ("system", "tool") if getattr(t, role) is None]
-CHARACTERS = sorted(
-    set("".join(m.content for messages in TALKS.values() for m in messages))
-    | set("".join(template.controls() + str(template.default_system) for template in TEMPLATES.values()))
-)
-
 each_template = pytest.mark.parametrize("name", TEMPLATES)
 each_official = pytest.mark.parametrize("name", REFERENCE["templates"])
 each_reference = pytest.mark.parametrize("talk_name", REFERENCE["conversations"])
@@ -125,26 +73,6 @@ def reference(name: str, talk_name: str) -> tuple[list[Message], str]:
     return talk(*REFERENCE["conversations"][talk_name]), REFERENCE["templates"][name][talk_name]
 
 
-@cache
-def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
-    """Make a tokenizer that has one token for each special token and for each other character."""
-    vocab = {token: id for id, token in enumerate(["[UNK]", *CHARACTERS])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=tokens(name)["bos"] or None,
-        eos_token=tokens(name)["eos"] or None,
-        additional_special_tokens=list(TEMPLATES[name].tokens),
-    )
-    tokenizer.chat_template = TEMPLATES[name].jinja()
-    return tokenizer
-
-
-def as_dicts(messages: list[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
-
-
 def test_the_documentation_lists_what_the_package_provides() -> None:
     names = DOCS.read_text(encoding="utf-8").partition("\n## Names\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `(\w+)` \|", names, re.MULTILINE)
@@ -165,7 +93,7 @@ def test_the_tables_of_the_readme_say_what_the_families_hold() -> None:
 
 
 def test_the_documentation_says_the_default_system_texts() -> None:
-    docs = DOCS.read_text(encoding="utf-8")
+    docs = DOCS.read_text(encoding="utf-8").partition("\n## Names\n")[2]
     for name, template in TEMPLATES.items():
         row = re.search(rf"^\| `{name}` \| (?:[^|\\]|\\.)* \| (.*?) \|", docs, re.MULTILINE)
         assert row, name
@@ -243,37 +171,6 @@ def test_every_reply_is_trained_up_to_its_stop(name: str) -> None:
         for reply, content in zip(replies, contents, strict=True):
             assert reply.endswith(stop), talk_name
             assert content.strip() in reply, talk_name
-
-
-@each_template
-@pytest.mark.parametrize("reply", [False, True], ids=["conversation", "prompt"])
-def test_the_jinja_form_gives_the_text_and_the_ids_of_render(name: str, reply: bool) -> None:
-    tokenizer = tokenizer_for(name)
-    encoder = Encoder(tokenizer, TEMPLATES[name])
-    for talk_name, messages in talks(name):
-        theirs = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=reply)
-        rendered = TEMPLATES[name].render(messages, reply=reply, **tokens(name))
-        assert theirs == text(rendered), talk_name
-        if talk_name not in FORGED:
-            ids = tokenizer.apply_chat_template(as_dicts(messages), add_generation_prompt=reply, return_dict=False)
-            assert ids == encoder.encode([rendered])[0].ids, talk_name
-
-
-@each_template
-@pytest.mark.parametrize("reply", [False, True], ids=["conversation", "prompt"])
-def test_the_jinja_form_marks_what_is_trained(name: str, reply: bool) -> None:
-    tokenizer = tokenizer_for(name)
-    for talk_name, messages in talks(name):
-        encoded = tokenizer.apply_chat_template(
-            as_dicts(messages),
-            add_generation_prompt=reply,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True},
-        )
-        spans = zip(encoded["offset_mapping"], encoded["assistant_masks"], strict=True)
-        marks = [bool(mark) for (start, end), mark in spans for _ in range(start, end)]
-        assert marks == trained(TEMPLATES[name].render(messages, reply=reply, **tokens(name))), talk_name
 
 
 @each_template

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from lmf import Command, Plugins
 
-from . import learn, listings, runs, use
+from . import data, learn, listings, runs, templates, use
 from .groups import lazy_group
 
 
@@ -18,6 +18,8 @@ def build(plugins: Plugins) -> typer.Typer:
     ours = {
         "plan": learn.plan_group(plugins),
         "generate": use.generate(plugins),
+        "data": data.data_group(plugins),
+        "templates": templates.template_group(plugins),
         "runs": runs.app,
         "models": listings.models(plugins),
         "plugins": listings.plugin_group(plugins),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Optional
 
 import typer
-from lmf import config
+from lmf import Plugins, RunSettings, config
 
 KNOWN = ("objective", "method")  # keys of a run file that are not settings
+HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(RunSettings)}
+Format = Annotated[str | None, typer.Option(help=HELP["format"])]
+Columns = Annotated[list[str] | None, typer.Option(help=HELP["columns"])]
 
 
 def command(
@@ -54,6 +58,20 @@ def command(
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = annotations
     return call
+
+
+def columns_of(given: Sequence[str], plugins: Plugins) -> dict[str, str]:
+    """Return the column for each key that ``--columns`` names.
+
+    Raises:
+        ConfigError: It names a key that no format has.
+    """
+    from lmf.formats.datasetinfo import KEYS, parse_columns
+
+    if not given:
+        return {}
+    examples = [json.loads(form.example) for _, form in plugins.formats.all()]
+    return parse_columns(",".join(given), KEYS.union(*examples))
 
 
 def _flag(f: dataclasses.Field[Any], kind: Any, default: Any, heading: str) -> Any:

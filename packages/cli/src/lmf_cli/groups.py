@@ -16,6 +16,16 @@ def application(**options: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, **options)
 
 
+class Group(TyperGroup):
+    """A group whose help tells all that each command does."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        names = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [(name, command.get_short_help_str(200)) for name, command in names.items() if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 class Command(TyperCommand):
     """A command with its flags under the headings that they name."""
 

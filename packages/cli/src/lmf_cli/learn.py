@@ -105,7 +105,8 @@ def show(plan: Plan) -> None:
     table(["setting", "value", "from"], rows)
     for what, data in (("data", plan.data), ("held-out data", plan.held_out)):
         for source in data.sources:
-            print(f"{what}: {source.path}: {source.records:,} records, format {source.format}")
+            records = "streamed" if source.records is None else f"{source.records:,} records"
+            print(f"{what}: {source.path}: {records}, format {source.format}")
     print(f"model: {plan.model.path}")
     print("Nothing was started. Leave out the word plan to start.")
 

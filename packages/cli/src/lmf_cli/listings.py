@@ -151,12 +151,12 @@ def _provides(provides: dict[str, list[str]]) -> str:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table; outside a terminal every row is one line."""
+    """Print a table, without a heading if no column has a name; outside a terminal every row is one line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:

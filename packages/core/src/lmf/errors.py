@@ -53,5 +53,19 @@ class UnknownName(ConfigError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known name, or nothing."""
     folded = {each.casefold(): each for each in known}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
-    return f" Did you mean {folded[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=5)
+    nearest = min(close, key=lambda each: _slips(name.casefold(), each), default=None)
+    return f" Did you mean {folded[nearest]!r}?" if nearest else ""
+
+
+def _slips(typed: str, meant: str) -> int:
+    """Return how many letters are wrong, missing, too many, or swapped with their neighbour."""
+    before: list[int] = []
+    row = list(range(len(meant) + 1))
+    for i, letter in enumerate(typed, 1):
+        older, before, row = before, row, [i]
+        for j, wanted in enumerate(meant, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == meant[j - 2] and typed[i - 2] == wanted:
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]

@@ -91,17 +91,63 @@ def check_template(template: AnyTemplate, talk: Sequence[Message] = TALK) -> Non
     """Every message is rendered once, only replies are trained, each reply ends with a stop string,
     a prompt in chat is how the same conversation began in training, and transformers renders the same.
     What is said to be steady never changes what it wrote when a conversation goes on."""
-    if isinstance(template, JinjaTemplate):
-        _check_jinja_template(template, talk)
-        return
+    for check in template_checks(template, talk).values():
+        check()
+
+
+def template_checks(template: AnyTemplate, talk: Sequence[Message] = TALK) -> dict[str, Callable[[], None]]:
+    """Return the checks that ``check_template`` makes, each by what it proves.
+
+    Args:
+        template: The template.
+        talk: User and assistant in turn, without a system message.
+    """
+    learning = "every message is rendered once; replies with their ends are trained, and nothing else"
+    if not isinstance(template, JinjaTemplate):
+        plain = _talks(template, talk)
+        return {
+            learning: lambda: _each(_check_rendering, template, plain),
+            "its Jinja text renders the same in transformers": lambda: _each(_check_jinja, template, plain),
+        }
+    talks = _conversations(template, talk)
+    checks = {
+        learning: lambda: _each(_check_learning, template, talks),
+        "transformers renders the same": lambda: _each(_check_transformers, template, talks),
+    }
+    if template.steady:
+        all_talks = [*talks, *SAMPLES.values()]
+        checks["a conversation that goes on keeps what stands before"] = lambda: _each(
+            _check_steady, template, all_talks
+        )
+    return checks
+
+
+def _each(check: Callable[[Any, Any], None], template: AnyTemplate, talks: Iterable[Any]) -> None:
+    for talk in talks:
+        check(template, talk)
+
+
+def _talks(template: Template, talk: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """Return a conversation with what a template of fields has a place for."""
     talks = [tuple(talk)]
     if template.system is not None:
         talks.append((Message("system", "Be brief!"), *talk))
     if template.tool is not None:
         talks.append((*talk, Message("tool", "4 degrees"), Message("assistant", "It is cold.")))
-    for each in talks:
-        _check_rendering(template, each)
-        _check_jinja(template, each)
+    return talks
+
+
+def _conversations(template: JinjaTemplate, talk: Sequence[Message]) -> list[Conversation]:
+    """Return a conversation, and more of them with what a template in Jinja has a place for."""
+    found = traits(template)
+    talks = [Conversation(tuple(talk))]
+    if found.system:
+        talks.append(Conversation((Message("system", "Be brief!"), *talk)))
+    if found.tools:
+        talks.append(SAMPLES["a tool call"])
+    if found.reasoning:
+        talks.append(SAMPLES["reasoning"])
+    return talks
 
 
 def _check_rendering(template: Template, talk: Sequence[Message]) -> None:
@@ -137,23 +183,6 @@ def _check_jinja(template: Template, talk: Sequence[Message]) -> None:
         )
         ours = "".join(p.text for p in pieces)
         assert theirs == ours, f"{template.name}: its Jinja text renders {theirs!r} instead of {ours!r}"
-
-
-def _check_jinja_template(template: JinjaTemplate, talk: Sequence[Message]) -> None:
-    found = traits(template)
-    talks = [Conversation(tuple(talk))]
-    if found.system:
-        talks.append(Conversation((Message("system", "Be brief!"), *talk)))
-    if found.tools:
-        talks.append(SAMPLES["a tool call"])
-    if found.reasoning:
-        talks.append(SAMPLES["reasoning"])
-    for each in talks:
-        _check_learning(template, each)
-        _check_transformers(template, each)
-    if template.steady:
-        for each in (*talks, *SAMPLES.values()):
-            _check_steady(template, each)
 
 
 def _check_learning(template: JinjaTemplate, talk: Conversation) -> None:
@@ -223,7 +252,7 @@ def check_encoding(template: AnyTemplate, tokenizer: PreTrainedTokenizerBase) ->
     taken = [(what, talk) for what, talk in SAMPLES.items() if takes(template, talk)]
     assert taken, f"{name}: it takes no conversation at all"
     for what, talk in taken:
-        examples = encoder.examples([Record(what, talk)])
+        examples = list(encoder.examples([Record(what, talk)]))
         learned = [label for example in examples for label in example.labels if label != IGNORED]
         replies = [i for i, message in enumerate(talk.messages) if message.role == "assistant"]
         ends = sum(label in encoder.end_ids for label in learned)
@@ -413,7 +442,7 @@ def check_objective(objective: Objective, records: Iterable[Record], template: T
     assert len(records) > 1, "two ways to batch the examples need at least two records"
     assert dataclasses.is_dataclass(objective.options), f"{name}: options must be a dataclass"
     criterion = objective.build(objective.options())
-    examples = criterion.encode(records, Encoder(tokenizer, template))
+    examples = list(criterion.encode(records, Encoder(tokenizer, template)))
     assert examples and all(e.weight for e in examples), f"{name}: an example has nothing to learn"
     places = {r.where for r in records}
     assert all(any(place in e.where for place in places) for e in examples), f"{name}: an example names no record"

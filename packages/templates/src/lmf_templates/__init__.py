@@ -8,6 +8,7 @@ from lmf import JinjaTemplate, ModelSpec, Template, hookimpl
 from . import (
     baichuan,
     base,
+    chatglm2,
     chatml,
     cohere,
     deepseek,
@@ -33,17 +34,18 @@ from . import (
     yi,
 )
 
-LINES = (base, chatml, gemma, llama, mistral, phi)
-FORMATS = (yi, internlm, baichuan, deepseek_chat, early, lmflow, genie)  # no family of their own
+LINES = (base, chatml, gemma, llama, mistral, phi, yi, internlm, baichuan, chatglm2, deepseek_chat, early)
+OLDER = (lmflow, genie)
 # formats with tools, reasoning or both, and some of newer models without
 TOOLS = (qwen, deepseek, glm, granite, smollm, llama_tools, mistral_tools, cohere, gpt_oss, falcon, phi4, olmo)
+FAMILIES = (base, qwen, gemma, llama, mistral, phi, glm, granite, smollm, cohere, gpt_oss, olmo)
 
 
 @hookimpl
 def lmf_templates() -> list[Template | JinjaTemplate]:
-    return [template for line in (*LINES, *FORMATS, *TOOLS) for template in line.TEMPLATES]
+    return [template for line in (*LINES, *OLDER, *TOOLS) for template in line.TEMPLATES]
 
 
 @hookimpl
 def lmf_models() -> list[ModelSpec]:
-    return [family for line in LINES for family in line.FAMILIES]
+    return [family for line in FAMILIES for family in line.FAMILIES]

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from lmf import ModelSpec, Template
-
-from .llama import PROJECTIONS
+from lmf import Template
 
 CHATML = Template(
     name="chatml",
@@ -31,20 +29,5 @@ TEMPLATES = [
         name="qwen2",  # also Qwen1.5
         source="https://huggingface.co/Qwen/Qwen2-7B-Instruct/blob/main/tokenizer_config.json",
         default_system="You are a helpful assistant.",
-    ),
-]
-
-FAMILIES = [
-    ModelSpec(
-        name="qwen2",  # also Qwen1.5 and Qwen2.5
-        model_types=frozenset({"qwen2"}),
-        template="qwen2_5",
-        projections=PROJECTIONS,
-    ),
-    ModelSpec(
-        name="qwen3",
-        model_types=frozenset({"qwen3"}),
-        template="chatml",  # Qwen3 has no system prompt of its own
-        projections=PROJECTIONS,
     ),
 ]

@@ -1,7 +1,8 @@
 """Command R and Command R+ of Cohere."""
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import PROJECTIONS
 from .text import jinja
 
 TEMPLATES = [
@@ -17,5 +18,14 @@ TEMPLATES = [
             "<|USER_TOKEN|>",
             "<|CHATBOT_TOKEN|>",
         ),
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="cohere",
+        model_types=frozenset({"cohere"}),
+        template="command_r",
+        projections=PROJECTIONS,
     ),
 ]

@@ -3,8 +3,9 @@
 The model stops with the token that opens the next message. That token is learned with the reply.
 """
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import ATTENTION
 from .text import jinja
 
 _STOP = ("<|user|>", "<|observation|>")
@@ -26,5 +27,14 @@ TEMPLATES = [
         stop=_STOP,
         tokens=("[gMASK]", "<sop>", *_ROLES),
         steady=True,
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="glm4",
+        model_types=frozenset({"glm4"}),
+        template="glm4",
+        projections=(*ATTENTION, "gate_up_proj", "down_proj"),
     ),
 ]

@@ -4,8 +4,9 @@ The system turn says which day it is; here it is one fixed day. The variables ``
 and ``reasoning_effort`` (low, medium, high) set another day, and how long the model is to think.
 """
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import ATTENTION
 from .text import jinja
 
 TEMPLATES = [
@@ -15,5 +16,14 @@ TEMPLATES = [
         text=jinja("gpt_oss"),
         stop=("<|return|>", "<|call|>"),
         tokens=("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"),
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="gpt_oss",
+        model_types=frozenset({"gpt_oss"}),
+        template="gpt_oss",
+        projections=ATTENTION,
     ),
 ]

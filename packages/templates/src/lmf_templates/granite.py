@@ -1,7 +1,8 @@
 """Granite 3."""
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import PROJECTIONS
 from .text import jinja
 
 TEMPLATES = [
@@ -12,5 +13,14 @@ TEMPLATES = [
         stop=("<|end_of_text|>",),
         tokens=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
         steady=True,
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="granite",
+        model_types=frozenset({"granite"}),
+        template="granite",
+        projections=PROJECTIONS,
     ),
 ]

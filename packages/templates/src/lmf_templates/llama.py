@@ -65,8 +65,10 @@ TEMPLATES = [
     LLAMA3,
 ]
 
-# The names of Llama's linear layers; Qwen, Gemma and Mistral took them over.
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The names of Llama's linear layers; Qwen, Gemma, Mistral and many more took them over. Where experts stand
+# in place of the MLP, their weights are no linear layers, and adapters attach to the attention alone.
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 FAMILIES = [
     ModelSpec(

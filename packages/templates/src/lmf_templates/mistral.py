@@ -7,7 +7,7 @@ to the last user turn, where each new turn would change the text before it.
 
 from lmf import ModelSpec, Template
 
-from .llama import PROJECTIONS
+from .llama import ATTENTION, PROJECTIONS
 
 TEMPLATES = [
     Template(
@@ -51,5 +51,11 @@ FAMILIES = [
         model_types=frozenset({"mistral"}),
         template="mistral",
         projections=PROJECTIONS,
+    ),
+    ModelSpec(
+        name="mixtral",
+        model_types=frozenset({"mixtral"}),
+        template="mistral",
+        projections=ATTENTION,
     ),
 ]

@@ -1,7 +1,8 @@
 """OLMo 2 of the Allen Institute for AI, whose format is that of Tulu. It marks turns with plain text."""
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import PROJECTIONS
 from .text import jinja
 
 TEMPLATES = [
@@ -11,5 +12,14 @@ TEMPLATES = [
         text=jinja("olmo2"),
         stop=("{eos}",),
         steady=True,
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="olmo2",
+        model_types=frozenset({"olmo2"}),
+        template="olmo2",
+        projections=PROJECTIONS,
     ),
 ]

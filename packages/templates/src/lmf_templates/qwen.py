@@ -1,7 +1,8 @@
 """Qwen from 2.5 on: ChatML with tools, and with reasoning in QwQ and Qwen3."""
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import ATTENTION, PROJECTIONS
 from .text import jinja
 
 
@@ -39,4 +40,25 @@ TEMPLATES = [
     ),
     _template("qwen_qwq", "QwQ-32B", jinja("qwen_qwq")),
     _template("qwen3", "Qwen3-8B", jinja("qwen3")),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="qwen2",  # also Qwen1.5, Qwen2.5 and QwQ
+        model_types=frozenset({"qwen2"}),
+        template="qwen2_5",
+        projections=PROJECTIONS,
+    ),
+    ModelSpec(
+        name="qwen3",
+        model_types=frozenset({"qwen3"}),
+        template="qwen3",
+        projections=PROJECTIONS,
+    ),
+    ModelSpec(
+        name="qwen3_moe",
+        model_types=frozenset({"qwen3_moe"}),
+        template="qwen3",
+        projections=ATTENTION,
+    ),
 ]

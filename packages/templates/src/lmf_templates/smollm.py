@@ -1,7 +1,8 @@
 """SmolLM3."""
 
-from lmf import JinjaTemplate
+from lmf import JinjaTemplate, ModelSpec
 
+from .llama import PROJECTIONS
 from .text import jinja
 
 TEMPLATES = [
@@ -12,5 +13,14 @@ TEMPLATES = [
         stop=("<|im_end|>",),
         tokens=("<|im_start|>", "<|im_end|>"),
         steady=True,
+    ),
+]
+
+FAMILIES = [
+    ModelSpec(
+        name="smollm3",
+        model_types=frozenset({"smollm3"}),
+        template="smollm3",
+        projections=PROJECTIONS,
     ),
 ]

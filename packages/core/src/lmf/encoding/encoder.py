@@ -60,7 +60,8 @@ class Example:
     @property
     def trained(self) -> int:
         """The number of predictions that the loss counts; the first token is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORED)
 
     @property
     def weight(self) -> float:
@@ -389,21 +390,20 @@ def _joined(
     for where, parts in renderings:
         ids: list[int] = []
         labels: list[int] = []
-        counts: list[int] = []  # tokens of each part
+        weights: list[float] = []
+        weighted = any(part.weight not in (0, 1) for part in parts)
         for part in parts:
-            if isinstance(part, _Control):
-                found, trained = [part.id], part.weight != 0
-            else:
-                found, trained = known[part]
-                trained *= part.weight != 0
+            found, trained = ([part.id], 1) if isinstance(part, _Control) else known[part]
+            if not part.weight:
+                trained = 0
             ids += found
-            labels += found[:trained]
-            labels += [IGNORED] * (len(found) - trained)
-            counts.append(len(found))
-        weights = None
-        if any(part.weight not in (0, 1) for part in parts):
-            weights = [part.weight for part, count in zip(parts, counts, strict=True) for _ in range(count)]
-        yield Example(ids, labels, where, weights)
+            if trained:
+                labels += found[:trained]
+            if trained < len(found):
+                labels += [IGNORED] * (len(found) - trained)
+            if weighted:
+                weights += [part.weight] * len(found)
+        yield Example(ids, labels, where, weights if weighted else None)
 
 
 def _only_last(conversation: Conversation) -> Conversation:

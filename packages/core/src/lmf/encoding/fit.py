@@ -143,7 +143,14 @@ def _shortened(example: Example, limit: int, policy: Overflow, ends: Set[int], b
     """Return what a policy leaves of an example that is too long."""
     count = len(example.ids)
     if policy == "split":
-        return [_part(example, start, start + limit) for start in range(0, count, limit)]
+        parts, start = [], 0
+        while start < count:
+            end = start + limit
+            if limit > 1 and end < count and _ends(example, end, ends):
+                end -= 1  # the first token of a part is not predicted, and this one is to be learned
+            parts.append(_part(example, start, end))
+            start = end
+        return parts
     if policy == "truncate-left":
         if example.ids[0] != bos:
             return [_part(example, count - limit, count)]
@@ -151,11 +158,16 @@ def _shortened(example: Example, limit: int, policy: Overflow, ends: Set[int], b
         weights = None if head.weights is None or tail.weights is None else head.weights + tail.weights
         return [replace(tail, ids=head.ids + tail.ids, labels=head.labels + tail.labels, weights=weights)]
     if policy == "truncate-right":
-        for end in range(limit, 1, -1):  # a reply ends where what is trained ends, and at its last token
-            label, behind = example.labels[end - 1], example.labels[end]
-            if label in ends or (label != IGNORED and behind == IGNORED):
+        for end in range(limit, 1, -1):
+            if _ends(example, end - 1, ends):
                 return [_part(example, 0, end)]
     return []
+
+
+def _ends(example: Example, at: int, ends: Set[int]) -> bool:
+    """Tell whether a reply ends with a token: it ends where what is trained ends, and at its last token."""
+    label = example.labels[at]
+    return label in ends or (label != IGNORED and example.labels[at + 1 : at + 2] in ([], [IGNORED]))
 
 
 def _part(example: Example, start: int, end: int) -> Example:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..conversation import Conversation, Message, ToolCall
 from ..errors import DataError, LmfError
 from ..plugins import Plugins
-from .jinja import AnyTemplate, JinjaTemplate
+from .jinja import AnyTemplate, JinjaTemplate, parted
 from .shield import Shield
 
 if TYPE_CHECKING:
@@ -121,22 +121,21 @@ def with_reasoning(template: AnyTemplate, mode: Reasoning) -> AnyTemplate:
     Args:
         template: The template; one of fields has no place for reasoning in any mode.
         mode: ``strip``: what the format does by itself, which most often drops the reasoning of earlier
-            turns. ``keep``: earlier turns keep theirs. ``disable``: replies without reasoning.
+            turns. ``keep``: earlier turns keep theirs, and a format that thinks on request is asked to.
+            ``disable``: replies without reasoning.
     """
     if not isinstance(template, JinjaTemplate) or mode == "strip":
         return template
     # the names that templates of Qwen, GLM and others read, and ours
-    keep = {"keep_reasoning": True, "preserve_thinking": True, "clear_thinking": False}
+    keep = {"keep_reasoning": True, "preserve_thinking": True, "clear_thinking": False, "enable_thinking": True}
     variables = keep if mode == "keep" else {"enable_thinking": False}
     return dataclasses.replace(template, variables={**template.variables, **variables})
 
 
 def without_reasoning(conversation: Conversation) -> Conversation:
-    """Return a conversation in which nothing is thought apart from what is said."""
-    if not any(message.reasoning for message in conversation.messages):
-        return conversation
-    messages = tuple(dataclasses.replace(message, reasoning="") for message in conversation.messages)
-    return dataclasses.replace(conversation, messages=messages)
+    """Return a conversation in which nothing is thought, neither apart from what is said nor before it."""
+    messages = tuple(dataclasses.replace(parted(message), reasoning="") for message in conversation.messages)
+    return conversation if messages == conversation.messages else dataclasses.replace(conversation, messages=messages)
 
 
 def _text(

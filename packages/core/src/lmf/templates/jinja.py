@@ -10,13 +10,17 @@ each reply becomes an example of its own, exactly as the model is asked for it l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..conversation import Conversation, Message
 from ..errors import DataError, LmfError
 from .template import Piece, Template
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+_SWITCHES = ("/no_think", "/think", "/system_override")  # in a system text; SmolLM3's format obeys and removes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +100,11 @@ class JinjaTemplate:
         whole = view.text(len(conversation.messages))
         if all(whole.startswith(text[:end]) for _, text, _, end in replies):
             return [_cut(whole, [(start, end, message) for message, _, start, end in replies])]
-        if self.variables.get("keep_reasoning"):
+        if self.variables.get("keep_reasoning") and not all(
+            _holds(whole, parted(said).reasoning, 0) for said, *_ in replies
+        ):
             raise DataError(
-                f"the template {self.name!r} changes earlier replies even when told to keep their reasoning. "
+                f"the template {self.name!r} drops the reasoning of earlier replies even when told to keep it. "
                 "Choose --reasoning strip, or another --template."
             )
         return [_cut(text[:end], [(start, end, message)]) for message, text, start, end in replies if message.weight]
@@ -139,10 +145,10 @@ class _View:
         try:
             self.program = compiled(template.text)
         except TemplateSyntaxError as error:
-            where = f"line {error.lineno}: {error}"
+            where = f"line {error.lineno}: {error.message}"
             raise DataError(f"the template {template.name!r} is not valid Jinja: {where}") from None
         self.messages = [_dict(message) for message in conversation.messages]
-        self.size = sum(len(m.content) + len(m.reasoning) for m in conversation.messages) + 10_000
+        self.size = 10_000 + len(repr(conversation.tools)) + sum(map(_size, conversation.messages))
         self.context = {"bos_token": bos, "eos_token": eos, "tools": list(conversation.tools) or None}
         self.context |= template.variables
         self.stops = template.stops(eos)
@@ -208,20 +214,22 @@ class _View:
 
     def check(self, text: str, indices: Sequence[int] | range, start: int = 0) -> None:
         """Raise DataError if the text lacks something of these messages."""
-        reason = not self.template.variables.get("enable_thinking", True)
+        quiet = not self.template.variables.get("enable_thinking", True)
         for i in indices:
             message = self.conversation.messages[i]
-            lost = ""
+            if not _holds(text, message.content, start):
+                message = _read(message)
+            lost, remedy = "", "another --template, or leave the record out"
             if not _holds(text, message.content, start):
                 lost = "content"
-            elif start and not reason and not _holds(text, message.reasoning, start):
-                lost = "reasoning"
+            elif not quiet and not _holds(text, message.reasoning, start):
+                lost, remedy = "reasoning", "another --template, or --reasoning keep where it has a switch for thinking"
             elif any(not _holds(text, call.name, start) for call in message.calls):
                 lost = "tool calls"
             if lost:
                 raise DataError(
                     f"the template {self.template.name!r} drops the {lost} of messages[{i}], or some of it. "
-                    "Choose another --template, or leave the record out."
+                    f"Choose {remedy}."
                 )
         for tool in self.conversation.tools:
             name = str(tool.get("function", tool).get("name", ""))
@@ -233,6 +241,28 @@ def _holds(text: str, part: str, start: int) -> bool:
     """Tell whether a text has a part behind ``start``, without the white space around it or as JSON has it."""
     part = part.strip()
     return not part or text.find(part, start) >= 0 or text.find(json.dumps(part, ensure_ascii=False)[1:-1], start) >= 0
+
+
+def parted(message: Message) -> Message:
+    """Return a message whose content begins with ``<think>…</think>`` with that as its reasoning."""
+    found = _THOUGHT.fullmatch(message.content)
+    if message.role != "assistant" or message.reasoning or not found:
+        return message
+    return replace(message, reasoning=found[1].strip("\n"), content=found[2].lstrip("\n"))
+
+
+def _read(message: Message) -> Message:
+    """Return a message as a format may take it: a thought apart from what is said, switches obeyed and not written."""
+    if message.role != "system":
+        return parted(message)
+    content = message.content
+    for switch in _SWITCHES:
+        content = content.replace(switch, "")
+    return replace(message, content=content)
+
+
+def _size(message: Message) -> int:
+    return len(message.content) + len(message.reasoning) + sum(len(repr(call.arguments)) for call in message.calls)
 
 
 def _cut(text: str, spans: Sequence[tuple[int, int, Message]]) -> list[Piece]:

@@ -2,30 +2,27 @@
 
 Chat templates come with models, from strangers. Jinja's sandbox keeps them from Python's
 internals, but not from writing without end. Here every loop looks at the clock, and every
-operation that makes text or lists large in one go is bounded.
+operation that makes text or lists large in one go is bounded (``bounds``).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 2.0  # for one rendering, and another second for each MB that goes in
-CHARACTERS = 1_000_000  # that one rendering may write, and eight times what goes in
-NUMBER = 10_000  # largest width, and most bits of a number
+from . import bounds
+
 DATE = datetime(2024, 7, 26)  # what a template takes for today: the same data give the same ids on every day
 
 
@@ -45,11 +42,14 @@ class Program:
     """A compiled chat template.
 
     Raises:
-        TemplateError: The text is not valid Jinja.
+        TemplateSyntaxError: The text is not valid Jinja.
     """
 
     def __init__(self, text: str):
-        self._template = _environment().from_string(text)
+        try:
+            self._template = _environment().from_string(text)
+        except RecursionError:
+            raise TemplateSyntaxError("it is nested too deep", 1) from None
         self.marked = bool(re.search(r"\{%-?\s*generation\s*-?%\}", text))
 
     def render(self, context: Mapping[str, Any], size: int) -> Rendering:
@@ -62,8 +62,8 @@ class Program:
         Raises:
             TemplateError: The template refuses the conversation, fails, or writes or runs without end.
         """
-        budget = _Budget(time.monotonic() + SECONDS + size / 1e6, CHARACTERS + 8 * size)
-        token = _BUDGET.set(budget)
+        budget = bounds.Budget(size)
+        token = bounds.BUDGET.set(budget)
         chunks: list[str] = []
         generated: list[tuple[int, int]] = []
         length = 0
@@ -81,7 +81,7 @@ class Program:
         except Exception as error:  # of any type: the template does with its values what it likes
             raise TemplateError(f"{type(error).__name__}: {error}") from error
         finally:
-            _BUDGET.reset(token)
+            bounds.BUDGET.reset(token)
         return Rendering("".join(chunks), generated if len(generated) == budget.generated else None)
 
 
@@ -89,27 +89,6 @@ class Program:
 def compiled(text: str) -> Program:
     """Return the program of a chat template."""
     return Program(text)
-
-
-class _Budget:
-    def __init__(self, deadline: float, characters: int):
-        self.deadline = deadline
-        self.characters = characters
-        self.generated = 0  # generation blocks that ran
-
-    def check(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise SecurityError(f"it ran for more than {SECONDS:g} seconds")
-
-    def write(self, value: Any) -> Any:
-        if isinstance(value, str):
-            self.characters -= len(value)
-            if self.characters < 0:
-                raise SecurityError(f"it wrote more than {CHARACTERS:,} characters beyond what it was given")
-        return value
-
-
-_BUDGET: ContextVar[_Budget] = ContextVar("budget")
 
 
 class _Generated(str):
@@ -129,12 +108,12 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Callable[[], str]) -> str:
-        _BUDGET.get().generated += 1
+        bounds.BUDGET.get().generated += 1
         return _Generated(caller())
 
 
 class _Bounds(NodeTransformer):
-    """Puts a look at the clock into every loop, and counts what is written or kept."""
+    """Puts a look at the clock into every loop, and counts what is written, kept, put together or cut out."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -143,17 +122,37 @@ class _Bounds(NodeTransformer):
 
     def visit_Output(self, node: nodes.Output) -> nodes.Output:
         self.generic_visit(node)
-        node.nodes = [n if isinstance(n, nodes.TemplateData) else _filter("_counted", n) for n in node.nodes]
+        texts = (nodes.Const(n.data, lineno=n.lineno) if isinstance(n, nodes.TemplateData) else n for n in node.nodes)
+        node.nodes = [_filter("_counted", text) for text in texts]
         return node
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Assign:
         self.generic_visit(node)
-        node.node = _filter("_counted", node.node)
+        node.node = _filter("_kept", node.node)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filter("_concat", nodes.List(node.nodes, lineno=node.lineno))
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filter("_made", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _comparable(node.expr)
+        for operand in node.ops:
+            operand.expr = _comparable(operand.expr)
         return node
 
 
 def _filter(name: str, node: Any) -> Any:
     return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno)
+
+
+def _comparable(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _filter("_comparable", node)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -164,106 +163,113 @@ class _Environment(ImmutableSandboxedEnvironment):
         _Bounds().visit(tree)
         return tree
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in _METHODS and super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+":
-            _bounded_sum(left, right)
-        elif operator == "%" and isinstance(left, str):
-            _bounded(left, right)
-        elif operator == "**" or (operator == "*" and not _small_product(left, right)):
-            _bounded_power(left, right) if operator == "**" else _too_large()
-        return super().call_binop(context, operator, left, right)
+        bounds.check_operation(operator, left, right)
+        return bounds.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _BUDGET.get().check()
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str):
-            _bounded(owner, *args, **kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
+        bounds.BUDGET.get().check()
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if not isinstance(owner, str | bytes | list | tuple | dict):
+            return super().call(__context, __obj, *args, **kwargs)
+        if name == "join" and args:
+            args = (list(args[0]),)
+            bounds.check_join(owner, args[0])
+        elif name == "replace" and len(args) > 1:
+            bounds.check_replace(owner, *args[:2])
+        elif name != "format":
+            bounds.check_width(*args, *kwargs.values())
+            bounds.room(bounds.weight(args))
+        return bounds.made(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped:
-            _bounded(value.__self__)
-        return wrapped
+        if wrapped is None:
+            return None
+
+        def form(*args: Any, **kwargs: Any) -> str:
+            bounds.check_format(value.__self__, [args, kwargs])
+            return wrapped(*args, **kwargs)
+
+        return form
 
 
-def _watched(items: Iterable[Any]) -> Iterator[Any]:
-    budget = _BUDGET.get()
-    for item in items:
-        budget.check()
-        yield item
+# methods that make much of little, and that no chat template needs
+_METHODS = {"translate", "maketrans", "expandtabs", "encode", "to_bytes", "from_bytes", "format_map"}
+# and filters; random would give other ids every time
+_FILTERS = ("urlize", "xmlattr", "wordwrap", "pprint", "striptags", "filesizeformat", "random")
+# filters that look at no more of a value than its items
+_SHALLOW = {"length", "count", "first", "last", "map", "select", "selectattr", "reject", "rejectattr", "default", "d"}
+_SHALLOW |= {"items", "list", "reverse", "safe", "abs", "int", "float", "round", "attr", "join", "replace", "format"}
 
 
-def _counted(value: Any) -> Any:
-    return _BUDGET.get().write(value)
-
-
-def _bounded(*values: Any, **named: Any) -> None:
-    """Refuse widths beyond reason among the arguments of what makes text, and joins and replacements that explode."""
-    text, *arguments = *values, *named.values()
-    for value in arguments:
-        if isinstance(value, int) and abs(value) > NUMBER:
-            _too_large()
-    if isinstance(text, str) and re.search(r"[%{][^%{}]*\d{5}", text):  # a width in a format
-        _too_large()
-    if len(arguments) > 1 and isinstance(text, str) and all(isinstance(a, str) for a in arguments[:2]):
-        old, new = arguments[:2]
-        if text.count(old) * len(new) > CHARACTERS + 8 * len(text):
-            _too_large()
-    if len(arguments) == 1 and isinstance(arguments[0], list | tuple):
-        parts = arguments[0]
-        if sum(len(part) + len(text) for part in parts if isinstance(part, str)) > 8 * CHARACTERS:
-            _too_large()
-
-
-def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that checks its arguments first."""
-    environment = getattr(function, "jinja_pass_arg", None)
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that checks its arguments first and counts what it made."""
+    passed = getattr(function, "jinja_pass_arg", None)
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        _bounded(*(args[1:] if environment else args), **kwargs)
-        return function(*args, **kwargs)
+        bounds.BUDGET.get().check()
+        value, *rest = args[1:] if passed else args
+        bounds.check_width(*rest, *kwargs.values())
+        if name not in _SHALLOW:
+            bounds.room(bounds.weight(value))
+        if check := _CHECKS.get(name):
+            value = check(value, *rest, **kwargs)
+        return bounds.made(function(*((args[0],) if passed else ()), value, *rest, **kwargs))
 
-    if environment:
-        checked.jinja_pass_arg = environment  # type: ignore[attr-defined]
+    if passed:
+        checked.jinja_pass_arg = passed  # type: ignore[attr-defined]
     return checked
 
 
-def _join(function: Callable[..., Any]) -> Callable[..., Any]:
-    def join(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> Any:
-        parts = list(value)
-        if attribute is None:
-            _bounded(str(d), [str(part) for part in parts])
-        return function(eval_ctx, parts, d, attribute)
-
-    join.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
-    return join
+def _check_join(value: Any, d: str = "", attribute: Any = None) -> Any:
+    parts = list(value)
+    bounds.check_join(d, parts)
+    return parts
 
 
-def _bounded_sum(left: Any, right: Any) -> None:
-    kinds = (str, list, tuple)
-    room = 8 * CHARACTERS + _BUDGET.get().characters
-    if isinstance(left, kinds) and isinstance(right, kinds) and len(left) + len(right) > room:
-        _too_large()
+def _check_replace(value: Any, old: Any, new: Any, count: int | None = None) -> Any:
+    bounds.room(bounds.weight(value))
+    bounds.check_replace(str(value), old, new)
+    return value
 
 
-def _small_product(left: Any, right: Any) -> bool:
-    if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() + right.bit_length() <= NUMBER
-    for text, count in ((left, right), (right, left)):
-        if isinstance(text, str | list | tuple) and isinstance(count, int):
-            return len(text) * count <= CHARACTERS
-    return True
+def _check_format(value: Any, *args: Any, **kwargs: Any) -> Any:
+    bounds.check_format(value, [args, kwargs])
+    return value
 
 
-def _bounded_power(base: Any, exponent: Any) -> None:
-    bits = base.bit_length() if isinstance(base, int) else 1
-    if isinstance(exponent, int | float) and bits * abs(exponent) > NUMBER:
-        _too_large()
+def _check_indent(value: Any, width: Any = 4, *flags: Any, **more: Any) -> Any:
+    text = str(value)
+    bounds.room(len(text) + len(text.splitlines()) * (len(width) if isinstance(width, str) else width))
+    return value
 
 
-def _too_large() -> None:
-    raise SecurityError("it makes a text, a list or a number without reasonable bounds")
+def _check_sum(value: Any, attribute: Any = None, start: Any = 0) -> Any:
+    if not isinstance(start, int | float):
+        raise SecurityError("it sums what are no numbers")
+    return value
+
+
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "join": _check_join,
+    "replace": _check_replace,
+    "format": _check_format,
+    "indent": _check_indent,
+    "sum": _check_sum,
+}
+
+
+def _concat(parts: list[Any]) -> str:
+    bounds.check_join("", parts)
+    return bounds.made("".join(map(str, parts)))
+
+
+def _kept(value: Any) -> Any:
+    return bounds.counted(value) if isinstance(value, str) else value
 
 
 def _raise(message: Any) -> None:
@@ -277,8 +283,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    if isinstance(indent, int) and indent > 100:
-        _too_large()
+    bounds.room(bounds.weight(value, (indent or 0) + sum(map(len, separators or ()))))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -286,16 +291,26 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             raise SecurityError(f"the name {name!r} begins with an underscore")
-        super().__setitem__(name, _counted(value))
+        super().__setitem__(name, _kept(value))
 
 
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters |= {"tojson": _to_json, "_watched": _watched, "_counted": _counted}
-    for name in ("center", "indent", "format", "wordwrap", "truncate", "batch", "slice", "replace", "round"):
-        environment.filters[name] = _limited(environment.filters[name])
-    environment.filters["join"] = _join(environment.filters["join"])
+    filters = environment.filters | {"tojson": _to_json}
+    environment.filters = {name: _bounded(name, filters[name]) for name in filters if name not in _FILTERS}
+    environment.filters |= {
+        "_watched": bounds.watched,
+        "_counted": bounds.counted,
+        "_kept": _kept,
+        "_made": bounds.made,
+        "_concat": _concat,
+        "_comparable": bounds.comparable,
+    }
+    for name in ("eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan"):
+        environment.tests[name] = _compared(environment.tests[name])
+    for name in ("ge", ">=", "in"):
+        environment.tests[name] = _compared(environment.tests[name])
     del environment.globals["lipsum"]
     environment.globals |= {
         "raise_exception": _raise,
@@ -303,3 +318,7 @@ def _environment() -> _Environment:
         "namespace": _Namespace,
     }
     return environment
+
+
+def _compared(test: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda *values: test(*map(bounds.comparable, values))

@@ -9,6 +9,7 @@ with what the template writes beside it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -16,7 +17,9 @@ from typing import Any
 
 from ..conversation import Conversation, Message
 
-_SUBSTITUTES = range(0xF0000, 0xFFFFE)  # private use: no template looks for them
+# the rarest letters, then private use. No template looks for them, and what writes a text as Python or JSON has
+# it leaves letters as they are, where it would write a character of private use as an escape
+_SUBSTITUTES = range(0x30000, 0x3134B), range(0xF0000, 0xFFFFE)
 
 
 class Shield:
@@ -56,7 +59,7 @@ class Shield:
         if not any(self._dangerous(text) for text in texts):
             return conversation, {}
         used = {ord(character) for text in texts for character in set(text)}
-        free = iter(code for code in _SUBSTITUTES if code not in used)
+        free = (code for code in itertools.chain(*_SUBSTITUTES) if code not in used)
         marks: dict[str, str] = {}
         for character in self._first | {text[0] for text in _all(conversation) if text}:
             marks[character] = chr(next(free))
@@ -112,10 +115,9 @@ class Shield:
     def _guarded(self, text: str, marks: Mapping[str, str]) -> str:
         if not text or not self._tokens:
             return text
-        parts = self.split(text)
-        text = "".join(marks[part[0]] + part[1:] if i % 2 else part for i, part in enumerate(parts))
-        start = self._begins(text.rstrip())
-        if start is not None:
+        while len(parts := self.split(text)) > 1:  # a token may stand inside another
+            text = "".join(marks[part[0]] + part[1:] if i % 2 else part for i, part in enumerate(parts))
+        while (start := self._begins(text.rstrip())) is not None:
             text = text[:start] + marks[text[start]] + text[start + 1 :]
         inner = text.lstrip()
         if inner and inner[0] in marks and self._finishes(inner):
