@@ -184,16 +184,19 @@ def _token_counts(
     records: Sequence[Original], model: str, template: str, plugins: Plugins
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return the percentiles of the tokens of an example, all of them and those that are learned."""
+    from lmf.encoding.fit import percentiles
+
     from .tokens import encoded, open_encoder
 
     encoder = open_encoder(model, template, plugins, records)
     counts = [(len(example.ids), example.trained) for example in encoded(records, encoder)]
-    return _percentiles([tokens for tokens, _ in counts]), _percentiles([learned for _, learned in counts])
+    return percentiles([tokens for tokens, _ in counts]), percentiles([learned for _, learned in counts])
 
 
 def _counts(found: Originals) -> dict[str, Any]:
     """Count what can be counted without a tokenizer."""
     from lmf.data.rewrite import conversations
+    from lmf.encoding.fit import percentiles
 
     spoken = [_messages(record.data) for record in found.records]
     messages: Counter[str] = Counter(message.role for each in spoken for message in each)
@@ -211,8 +214,8 @@ def _counts(found: Originals) -> dict[str, Any]:
         "roles": {
             role: {"messages": messages[role], "characters": characters[role]} for role in ROLES if messages[role]
         },
-        "turns": _percentiles(turns),
-        "characters": _percentiles(sizes),
+        "turns": percentiles(turns),
+        "characters": percentiles(sizes),
     }
 
 
@@ -234,13 +237,6 @@ def _length(message: Message) -> int:
     """Return the characters of a message, its calls as JSON."""
     calls = sum(len(jsonlib.dumps([call.name, dict(call.arguments)], ensure_ascii=False)) for call in message.calls)
     return len(message.content) + len(message.reasoning) + calls
-
-
-def _percentiles(values: Sequence[int]) -> dict[str, int]:
-    """Return the value that so many of a hundred do not exceed (the nearest rank)."""
-    ordered = sorted(values)
-    shares = {"50%": 50, "90%": 90, "99%": 99, "max": 100} if ordered else {}
-    return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
 
 
 def _counted(count: int, what: str) -> str:

@@ -14,7 +14,7 @@ from ..plugins import Plugins
 from ..settings import RunSettings
 from .inputs import Input, find
 from .mixture import check_mix, columns_of, systems, weighted, with_system
-from .reading import Formats, DataFile, open_values, recognised
+from .reading import DataFile, Formats, open_values, recognised
 from .textfile import STDIN, sampled_sha256
 
 LISTED = 20  # bad records that are kept in words

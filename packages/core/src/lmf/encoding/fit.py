@@ -132,7 +132,7 @@ def fit(
         examples=len(learned),
         tokens=sum(learned.lengths),
         trained=trained,
-        lengths=_percentiles(lengths),
+        lengths=percentiles(lengths),
         dropped={reason.format(limit=limit): count for reason, count in dropped.items() if count},
         truncated=0 if policy == "drop" else long - dropped[_NOTHING],
         ends=ended,
@@ -176,10 +176,10 @@ def _part(example: Example, start: int, end: int) -> Example:
     return replace(example, ids=example.ids[part], labels=example.labels[part], weights=weights)
 
 
-def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Return the length that so many of a hundred examples do not exceed (the nearest rank)."""
+def percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Return the length that so many of a hundred do not exceed (the nearest rank); nothing of no lengths."""
     ordered = sorted(lengths)
-    shares = {"50%": 50, "90%": 90, "99%": 99, "max": 100}
+    shares = {"50%": 50, "90%": 90, "99%": 99, "max": 100} if ordered else {}
     return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
 
 
