@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("core", ".")]
+sys.path += [str(Path(__file__).parents[1] / "tests" / part) for part in ("core", ".")]
 
 import lmf_smollm2
 import test_packing

@@ -179,7 +179,9 @@ def test_the_page_on_the_architecture_shows_the_modules_in_this_order():
         found += [inside + name for name in ([] if inside else [part]) + names if name.strip("-")]
     assert tuple(found) == LAYERS
     for module in LAYERS:
-        assert re.search(rf"^\|.*`{module.rpartition('.')[2]}`.*\| \S", page, re.MULTILINE), f"{module} is not explained"
+        assert re.search(rf"^\|.*`{module.rpartition('.')[2]}`.*\| \S", page, re.MULTILINE), (
+            f"{module} is not explained"
+        )
 
 
 @pytest.mark.parametrize("file", sorted(CORE.glob("*/__init__.py")), ids=lambda file: file.parent.name)

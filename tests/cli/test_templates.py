@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import samples
-from conftest import ROOT
 from lmf import Plugins, Template
 from terminal import Done, lmf, lmf_without_torch, tree
 from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
 
 PLUGINS = Plugins()
 CHATML = """{%- for message in messages %}<|im_start|>{{ message.role }}

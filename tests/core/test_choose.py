@@ -124,7 +124,9 @@ def test_reasoning_of_earlier_turns_is_kept_on_request() -> None:
         "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<think>well</think>d<|im_end|>»\n"
     )
     stubborn = own(THINKER.replace("keep_reasoning", "never"))
-    with pytest.raises(DataError, match="'auto' drops the reasoning of earlier replies even when told to keep it"):
+    with pytest.raises(
+        DataError, match="the model's own template drops the reasoning of earlier replies even when told to keep it"
+    ):
         shown(with_reasoning(stubborn, "keep"), THOUGHT)
 
 
@@ -191,15 +193,15 @@ def test_reasoning_can_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("text", "conversation", "message"),
     [
-        (CHATML, THOUGHT, "the template 'auto' drops the reasoning of messages[1], or some of it."),
+        (CHATML, THOUGHT, "the model's own template drops the reasoning of messages[1], or some of it."),
         (CHATML.replace("m.content", "m.content[:30]"), Conversation((Message("user", "a" * 31), TALK.messages[1])),
-         "the template 'auto' drops the content of messages[0], or some of it."),
+         "the model's own template drops the content of messages[0], or some of it."),
         (CHATML, Conversation(TALK.messages, (ADD,)),
-         "the template 'auto' has no place for tools ('add' is declared)."),
+         "the model's own template has no place for tools ('add' is declared)."),
         (CHATML, Conversation((Message("user", "a"), Message("assistant", "", calls=(ToolCall("add", {}),)))),
-         "the template 'auto' drops the tool calls of messages[1], or some of it."),
+         "the model's own template drops the tool calls of messages[1], or some of it."),
         ("{% if messages|length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + CHATML, TALK,
-         "the template 'auto' fails: one turn only"),
+         "the model's own template fails: one turn only"),
     ],
     ids=["reasoning", "content", "tools", "calls", "refused"],
 )  # fmt: skip
@@ -229,16 +231,16 @@ def test_what_a_template_drops_or_refuses_is_an_error_with_the_record(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{% if %}", "The model's chat template cannot be used: the template 'auto' is not valid Jinja: line 1: "),
-        ("{{ raise_exception('no') }}", "The model's chat template cannot be used: the template 'auto' fails: no"),
-        ("{{ 1 / 0 }}", "The model's chat template cannot be used: the template 'auto' fails: ZeroDivisionError: "),
-        ("{{ messages + 1 }}", "The model's chat template cannot be used: the template 'auto' fails: TypeError: "),
-        (CHATML.replace("m.content", "''"), "The model's chat template drops what the assistant says."),
-        (CHATML.replace("'<|im_end|>\n'", "'\n'"), "The model's chat template ends a reply with '\\n', where no token"),
+        ("{% if %}", "The model's own template is not valid Jinja: line 1: "),
+        ("{{ raise_exception('no') }}", "The model's own template fails: no"),
+        ("{{ 1 / 0 }}", "The model's own template fails: ZeroDivisionError: "),
+        ("{{ messages + 1 }}", "The model's own template fails: TypeError: "),
+        (CHATML.replace("m.content", "''"), "The model's own template drops what the assistant says."),
+        (CHATML.replace("'<|im_end|>\n'", "'\n'"), "The model's own template ends a reply with '\\n', where no token"),
         (CHATML.replace("{{ '<|im_start|>assistant\n' }}", "!"),
-         "The model's chat template writes a reply otherwise than it asks for one: the prompt "),
+         "The model's own template writes a reply otherwise than it asks for one: the prompt "),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-         "The model's chat template cannot be used: the template 'auto' fails: it ran for more than 2 seconds"),
+         "The model's own template fails: it ran for more than 2 seconds"),
     ],
 )  # fmt: skip
 def test_a_chat_template_that_cannot_be_learned_from_is_refused_with_the_reason(text: str, message: str) -> None:

@@ -377,7 +377,8 @@ def test_a_killed_download_leaves_no_file_under_its_name_and_the_next_one_cleans
         time.sleep(30)
 
     url = server.at("/data", slow)
-    code = "import sys; from pathlib import Path; from lmf.data.fetch import download; download(sys.argv[1], Path(sys.argv[2]))"
+    code = "import sys; from pathlib import Path; from lmf.data.fetch import download; "
+    code += "download(sys.argv[1], Path(sys.argv[2]))"
     process = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "data")])
     assert begun.wait(30)
     while not any(file.stat().st_size for file in tmp_path.iterdir()):

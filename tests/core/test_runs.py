@@ -39,7 +39,9 @@ def test_the_record_tells_what_was_run_with_what_and_how_it_went(finished, tiny,
     assert record["settings"]["data"] == [str(data)]
     assert (record["family"], record["template"]) == ("lmf-templates:llama", "lmf-templates:chatml")
     assert record["optimizer"] == "lmf-core:adamw"
-    assert record["data"] == [{"path": str(data), "format": "messages", "records": 12, "sha256": sha256(data), "weight": ""}]
+    assert record["data"] == [
+        {"path": str(data), "format": "messages", "records": 12, "sha256": sha256(data), "weight": ""}
+    ]
     assert record["held_out_data"] == []
     assert record["plugins"] == {p.package: p.version for p in PLUGINS.installed}
     assert record["plugins"]["lmf-full"] == version("lmf-full")

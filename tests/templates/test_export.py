@@ -54,6 +54,17 @@ def tokenizer_for(name: str) -> Any:
     return made
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen_qwq", "deepseek_r1", "deepseek_r1_distill", "smollm3"])
+def test_a_thought_can_be_begun(name):
+    asked, encoder = Message("user", "Why?"), encoder_for(name)
+    talk = Conversation((asked, Message("assistant", "So.", reasoning="First, of all.")))
+    (whole,) = encoder.examples([Record("here", talk)])
+    begun = encoder.prompt([asked], prefill="<think>\nFirst, ")
+    assert whole.ids[: len(begun)] == begun
+    thinking = encoder.backend.token_to_id("F")
+    assert begun.count(thinking) == whole.ids.count(thinking)
+
+
 @cache
 def encoder_for(name: str) -> Encoder:
     return Encoder(tokenizer_for(name), TEMPLATES[name], max_tokens=100_000)

@@ -10,8 +10,8 @@ from lmf.conversation import Conversation, Record
 from lmf.data.originals import Original
 from lmf.data.rewrite import conversations
 from lmf.sources import Source, family, find_model
-from lmf.templates.choose import named_template, own_template, settled
-from lmf.templates.jinja import AnyTemplate, JinjaTemplate
+from lmf.templates.choose import complete, named_template, template_for
+from lmf.templates.jinja import AnyTemplate
 
 from .views import Span
 
@@ -46,30 +46,22 @@ def open_encoder(model: str, template: str, plugins: Plugins, records: Sequence[
 
     if chosen is None and all(record.format.data == "text" for record in records):
         return Encoder(tokenizer, None)
-    chosen = chosen or usual_template(source, tokenizer, plugins)
-    if isinstance(chosen, JinjaTemplate) and not chosen.stop:
-        chosen = settled(chosen, tokenizer)
+    chosen = usual_template(chosen, source, tokenizer, plugins)
     complete(tokenizer, chosen)
     return Encoder(tokenizer, chosen)
 
 
-def usual_template(source: Source, tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> AnyTemplate:
-    """Return the template of a model where none is asked for: its checkpoint's, its own, or its family's."""
-    if source.template:
-        return plugins.templates[source.template]
-    if own := own_template(tokenizer):
-        return own
+def usual_template(
+    asked: AnyTemplate | None, source: Source, tokenizer: PreTrainedTokenizerBase, plugins: Plugins
+) -> AnyTemplate:
+    """Return the template that was asked for, or else a checkpoint's, the model's own, or its family's."""
+    if asked is None and source.template:
+        asked = plugins.templates[source.template]
+    if found := template_for(tokenizer, asked):
+        return found
     from lmf.models import load_config
 
     return plugins.templates[family(load_config(source).model_type, plugins).template]
-
-
-def complete(tokenizer: PreTrainedTokenizerBase, template: AnyTemplate) -> list[str]:
-    """Give a tokenizer the tokens that it lacks for a template, as a run does; return them."""
-    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
-    if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
-    return missing
 
 
 def encoded(records: Sequence[Original], encoder: Encoder) -> Iterator[Example]:

@@ -19,8 +19,8 @@ from .models import load_model, load_tokenizer
 from .plugins import Plugins
 from .runs import RUN_FILE, read_run
 from .sources import Source, family, find_model
-from .templates.choose import AUTO, named_template, own_template, settled, with_reasoning
-from .templates.jinja import AnyTemplate, JinjaTemplate
+from .templates.choose import named_template, template_for, with_reasoning
+from .templates.jinja import AUTO, AnyTemplate
 from .training import packing
 
 if TYPE_CHECKING:
@@ -66,17 +66,10 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
         source = find_model(name, plugins)
         model, tokenizer = load_model(source).eval(), load_tokenizer(source)
         usual, reasoning = source.template or AUTO, "strip"
-    chosen = _template(template if template != AUTO else usual, tokenizer, plugins)
+    name = template if template != AUTO else usual  # of a run on texts there is none
+    chosen = template_for(tokenizer, named_template(name, plugins)) if name else None
     chosen = with_reasoning(chosen, reasoning) if chosen else None
     return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
-
-
-def _template(name: str | None, tokenizer: PreTrainedTokenizerBase, plugins: Plugins) -> AnyTemplate | None:
-    """Return a template by name, or the tokenizer's own; None for a model of plain text."""
-    if name is None:
-        return None
-    template = named_template(name, plugins) or own_template(tokenizer)
-    return settled(template, tokenizer) if isinstance(template, JinjaTemplate) and not template.stop else template
 
 
 def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -36,7 +36,7 @@ class RunSettings:
 
     template: str = option("auto", "Conversation template: a name, a Jinja file, or auto, the model's own.")
     reasoning: Literal["strip", "keep", "disable"] = option(
-        "strip", "Reasoning of earlier turns: as the template does it, kept, or no reasoning at all."
+        "strip", "Thoughts: as the template does it by itself, also those of earlier turns, or none at all."
     )
     max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
     on_overflow: Literal["error", "drop", "truncate-left", "truncate-right", "split"] = option(

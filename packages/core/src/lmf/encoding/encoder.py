@@ -37,6 +37,7 @@ _SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust ha
 IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
 SHOWN = 20  # problems in one error
+_THINK = "<think>"  # how a thought begins, in nearly all formats that have any
 _FORM = 500  # characters: what a template of fields writes by itself is shorter
 CHUNK = 250  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
 
@@ -239,13 +240,20 @@ class Encoder:
         Args:
             messages: The conversation.
             tools: The tools that the assistant may call.
-            prefill: What the assistant has said already of its reply.
+            prefill: What the assistant has said already of its reply, or begun to think, from ``<think>`` on.
         """
         template = self.template
         assert template
-        if not prefill:
+        thinks = prefill.lstrip().startswith(_THINK)
+        if not prefill or thinks:
             guarded, back = self._guard(template, Conversation(tuple(messages), tuple(tools)))
             pieces = template.render(guarded.messages, tools=guarded.tools, reply=True, bos=self.bos, eos=self.eos)
+            if thinks:  # where a thought stands, the prompt says
+                asked = "".join(piece.text for piece in pieces)
+                if asked.rstrip().endswith(_THINK):
+                    prefill = prefill.lstrip().removeprefix(_THINK)
+                    prefill = prefill.removeprefix("\n") if asked.endswith("\n") else prefill
+                pieces.append(Piece(prefill, trained=True))
         else:
             said = (*messages, Message("assistant", prefill))
             guarded, back = self._guard(template, Conversation(said, tuple(tools)))

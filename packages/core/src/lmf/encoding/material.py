@@ -15,8 +15,8 @@ from ..plan import Plan
 from ..report import Reporter
 from ..sources import family
 from ..specs import Criterion
-from ..templates.choose import AUTO, own_template, settled, with_reasoning, without_reasoning
-from ..templates.jinja import AnyTemplate, JinjaTemplate
+from ..templates.choose import complete, template_for, with_reasoning, without_reasoning
+from ..templates.jinja import AUTO, AnyTemplate
 from . import store
 from .encoder import SHOWN, Encoder, Example
 from .examples import Examples
@@ -219,7 +219,7 @@ def _settle_template(
     Returns:
         The template, what finds it again, and the ids of the tokens that were lacking.
     """
-    template = plan.template or own_template(tokenizer)
+    template = template_for(tokenizer, plan.template)
     if template is None:
         config = load_config(plan.model, plan.settings.trust_remote_code)
         spec = family(config.model_type, plan.plugins)
@@ -227,11 +227,8 @@ def _settle_template(
         report.note(f"template {template.name}: the model brings none; the default of {spec.name}")
     elif template.name == AUTO:
         report.note(f"template auto: the model's own; a reply ends with {' or '.join(template.stop)}")
-    if isinstance(template, JinjaTemplate) and not template.stop:
-        template = settled(template, tokenizer)
-    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
+    missing = complete(tokenizer, template)
     if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         report.note(f"the tokenizer gets the template's tokens {', '.join(missing)}")
     if template.name != AUTO:
         tokenizer.chat_template = template.jinja()

@@ -20,11 +20,11 @@ from typing import Any
 
 import tokenizers
 
-from .. import templates
 from ..conversation import Record
 from ..data.cache import cache_folder
 from ..errors import LmfError
 from ..report import Reporter
+from ..templates import template
 from .examples import Examples
 from .fit import Survey
 
@@ -43,7 +43,7 @@ def fingerprint(records: Sequence[Record]) -> str:
 def code_of(criterion: type) -> list[str]:
     """Return a hash of the source of all that makes tokens of records."""
     found = hashlib.blake2b(digest_size=32)
-    for folder in (Path(__file__).parent, Path(templates.__file__).parent):
+    for folder in (Path(__file__).parent, Path(template.__file__).parent):
         for file in sorted(folder.glob("*.py")):
             found.update(file.read_bytes())
     for module in dict.fromkeys(kind.__module__ for kind in criterion.__mro__ if kind is not object):

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from ..conversation import Conversation, Message, ToolCall
 from ..errors import DataError, LmfError
 from ..plugins import Plugins
-from .jinja import AnyTemplate, JinjaTemplate, parted
+from .jinja import AUTO, AnyTemplate, JinjaTemplate, parted
 from .shield import Shield
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AUTO = "auto"
 Reasoning = Literal["strip", "keep", "disable"]
 
 _ASKED = Message("user", "What is one and one?")
@@ -50,6 +49,24 @@ def named_template(name: str, plugins: Plugins) -> AnyTemplate | None:
     return JinjaTemplate(name=name, source=str(Path(name).absolute()), text=text, stop=())
 
 
+def template_for(tokenizer: PreTrainedTokenizerBase, asked: AnyTemplate | None) -> AnyTemplate | None:
+    """Return the template that was asked for, or else the tokenizer's own; None if there is neither.
+
+    Raises:
+        LmfError: It cannot be learned from; the text says why.
+    """
+    template = asked or own_template(tokenizer)
+    return settled(template, tokenizer) if isinstance(template, JinjaTemplate) and not template.stop else template
+
+
+def complete(tokenizer: PreTrainedTokenizerBase, template: AnyTemplate) -> list[str]:
+    """Give a tokenizer the tokens that it lacks for a template; return them."""
+    missing = [token for token in template.tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    return missing
+
+
 def own_template(tokenizer: PreTrainedTokenizerBase) -> JinjaTemplate | None:
     """Return the chat template that a tokenizer brings, or None.
 
@@ -80,27 +97,26 @@ def settled(template: JinjaTemplate, tokenizer: PreTrainedTokenizerBase) -> Jinj
     template = dataclasses.replace(template, variables={**own, **template.variables})
     tokens = Shield([token.content for token in tokenizer.added_tokens_decoder.values()])
     stops: dict[str, None] = {}
+    called = template.called.replace("the", "The", 1)
     for number, probe in enumerate(_PROBES):
         try:
             prompt = _text(template, probe.messages[:1], probe, bos, eos, reply=True)
             whole = _text(template, probe.messages, probe, bos, eos)
         except DataError as error:
             if number == 0:
-                raise LmfError(
-                    f"The model's chat template cannot be used: {error}\nChoose another --template."
-                ) from None
+                raise LmfError(f"{str(error).replace('the', 'The', 1)}\nChoose another --template.") from None
             continue  # it has no place for tools
         if not whole.startswith(prompt):
             if number == 0:
                 raise LmfError(
-                    "The model's chat template writes a reply otherwise than it asks for one: "
+                    f"{called} writes a reply otherwise than it asks for one: "
                     f"the prompt {prompt!r} does not begin {whole!r}. Choose another --template."
                 )
             continue
         said = probe.messages[-1].content or "add"
         if said not in whole[len(prompt) :]:
             if number == 0:
-                raise LmfError("The model's chat template drops what the assistant says. Choose another --template.")
+                raise LmfError(f"{called} drops what the assistant says. Choose another --template.")
             continue  # it drops calls, which is told when there are some
         end = whole[whole.rfind(said) + len(said) :]
         parts = tokens.split(end)
@@ -109,7 +125,7 @@ def settled(template: JinjaTemplate, tokenizer: PreTrainedTokenizerBase) -> Jinj
             stops[parts[1] if number == 0 else parts[-2]] = None
         elif number == 0:
             raise LmfError(
-                f"The model's chat template ends a reply with {end!r}, where no token ends it: "
+                f"{called} ends a reply with {end!r}, where no token ends it: "
                 "the model would never learn to stop. Choose another --template."
             )
     return dataclasses.replace(template, stop=tuple(stops), tokens=tuple(stops))

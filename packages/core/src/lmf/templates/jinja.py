@@ -19,6 +19,7 @@ from ..conversation import Conversation, Message
 from ..errors import DataError, LmfError
 from .template import Piece, Template
 
+AUTO = "auto"  # the name of the chat template that a model brings
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _SWITCHES = ("/no_think", "/think", "/system_override")  # in a system text; SmolLM3's format obeys and removes them
 
@@ -104,7 +105,7 @@ class JinjaTemplate:
             _holds(whole, parted(said).reasoning, 0) for said, *_ in replies
         ):
             raise DataError(
-                f"the template {self.name!r} drops the reasoning of earlier replies even when told to keep it. "
+                f"{self.called} drops the reasoning of earlier replies even when told to keep it. "
                 "Choose --reasoning strip, or another --template."
             )
         return [_cut(text[:end], [(start, end, message)]) for message, text, start, end in replies if message.weight]
@@ -116,6 +117,11 @@ class JinjaTemplate:
             DataError: It refuses the conversation or fails.
         """
         return _View(self, conversation, bos, eos).text(len(conversation.messages), reply)
+
+    @property
+    def called(self) -> str:
+        """What to call the template in a sentence."""
+        return "the model's own template" if self.name == AUTO else f"the template {self.name!r}"
 
     def stops(self, eos: str = "") -> tuple[str, ...]:
         """Return the tokens that end a reply, with the tokenizer's own filled in."""
@@ -146,7 +152,7 @@ class _View:
             self.program = compiled(template.text)
         except TemplateSyntaxError as error:
             where = f"line {error.lineno}: {error.message}"
-            raise DataError(f"the template {template.name!r} is not valid Jinja: {where}") from None
+            raise DataError(f"{template.called} is not valid Jinja: {where}") from None
         self.messages = [_dict(message) for message in conversation.messages]
         self.size = 10_000 + len(repr(conversation.tools)) + sum(map(_size, conversation.messages))
         self.context = {"bos_token": bos, "eos_token": eos, "tools": list(conversation.tools) or None}
@@ -166,7 +172,7 @@ class _View:
             try:
                 self._texts[count, reply] = self.program.render(context, self.size)
             except TemplateError as error:
-                raise DataError(f"the template {self.template.name!r} fails: {error}") from None
+                raise DataError(f"{self.template.called} fails: {error}") from None
         return self._texts[count, reply]
 
     def replies(self) -> list[tuple[Message, str, int, int]]:
@@ -192,22 +198,22 @@ class _View:
         return _cut(text, [(*mark, message) for mark, message in zip(marks, said, strict=True)])
 
     def _span(self, i: int, text: str, prompt: str) -> tuple[int, int]:
-        name = self.template.name
+        name = self.template.called
         if not text.startswith(prompt):
             raise DataError(
-                f"the template {name!r} writes messages[{i}] otherwise than it asks for it: the reply does not "
+                f"{name} writes messages[{i}] otherwise than it asks for it: the reply does not "
                 "begin with the prompt, so its text cannot be told apart. Choose another --template."
             )
         start = len(prompt)
         if self.program.marked:
             marks = self.rendering(i + 1).generated
             if not marks:
-                raise DataError(f"the template {name!r} does not mark messages[{i}] with {{% generation %}}.")
+                raise DataError(f"{name} does not mark messages[{i}] with {{% generation %}}.")
             return start, marks[-1][1]
         ends = [at + len(stop) for stop in self.stops if (at := text.rfind(stop, start)) >= 0]
         if not ends:
             raise DataError(
-                f"the template {name!r} ends messages[{i}] without {' or '.join(map(repr, self.stops))}; "
+                f"{name} ends messages[{i}] without {' or '.join(map(repr, self.stops))}; "
                 "the model would not learn to stop. Choose another --template."
             )
         return start, max(ends)
@@ -228,13 +234,15 @@ class _View:
                 lost = "tool calls"
             if lost:
                 raise DataError(
-                    f"the template {self.template.name!r} drops the {lost} of messages[{i}], or some of it. "
-                    f"Choose {remedy}."
+                    f"{self.template.called} drops the {lost} of messages[{i}], or some of it. Choose {remedy}."
                 )
         for tool in self.conversation.tools:
             name = str(tool.get("function", tool).get("name", ""))
             if not _holds(text, name, 0):
-                raise DataError(f"the template {self.template.name!r} has no place for tools ({name!r} is declared).")
+                raise DataError(
+                    f"{self.template.called} has no place for tools ({name!r} is declared). "
+                    "`lmf templates list` shows which have."
+                )
 
 
 def _holds(text: str, part: str, start: int) -> bool:
