@@ -49,7 +49,7 @@ def own(text: str | dict[str, str]) -> JinjaTemplate:
 def shown(template: AnyTemplate, conversation: Conversation) -> list[str]:
     """Return each example as text, with « and » around what is trained."""
     return [
-        "".join(f"«{piece.text}»" if piece.trained else piece.text for piece in pieces).replace("»«", "")
+        "".join(f"«{piece.text}»" if piece.learned else piece.text for piece in pieces).replace("»«", "")
         for pieces in template.examples(conversation, bos="<|endoftext|>", eos="<|im_end|>")
     ]
 

@@ -11,7 +11,7 @@ from lmf import Conversation, Message, Record
 from lmf.encoding.encoder import Encoder, Example
 from lmf.testing import tiny_model, tiny_tokenizer
 from lmf.training.packing import ATTENTION, pack, pad, token_loss
-from lmf_sft import PretrainOptions, Pretraining, Supervised, TrainOptions
+from lmf_sft import Pretraining, PretrainOptions, Supervised, TrainOptions
 from tinyrun import PLUGINS, log, losses, run
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer

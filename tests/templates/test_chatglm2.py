@@ -27,8 +27,12 @@ def talk(history: Sequence[tuple[str, str]], question: str) -> list[Message]:
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 10, 99])
 def test_a_prompt_is_the_official_one_but_for_the_ends_of_earlier_replies(count: int) -> None:
     history = [(f"q{i}", f" a{i}\n") for i in range(count)]
-    (piece,) = CHATGLM2.render(talk(history, "你好"), reply=True, **TOKENS)
-    assert piece.text == official([(asked, f"{said}</s>") for asked, said in history], "你好")
+    pieces = CHATGLM2.render(talk(history, "你好"), reply=True, **TOKENS)
+    assert [piece.text for piece in pieces if piece.trained] == [f"{said}</s>" for _, said in history]
+    assert not any(piece.learned for piece in pieces)
+    assert "".join(piece.text for piece in pieces) == official(
+        [(asked, f"{said}</s>") for asked, said in history], "你好"
+    )
 
 
 def test_each_reply_is_trained_with_its_end() -> None:

@@ -218,7 +218,7 @@ def examples(template: JinjaTemplate, talk: Conversation) -> list[list[Piece]]:
 
 
 def replies(pieces: list[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if piece.trained]
+    return [piece.text for piece in pieces if piece.learned]
 
 
 def test_there_is_a_reference_for_every_template() -> None:

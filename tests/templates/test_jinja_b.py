@@ -130,7 +130,7 @@ def test_the_text_is_the_official_one(name: str, talk: str) -> None:
 def test_the_last_reply_is_trained_from_where_the_official_prompt_ends_to_its_end(name: str, talk: str) -> None:
     prompt, whole = expected(name, talk)
     pieces = TEMPLATES[name].examples(conversation(talk), **tokens(name))[-1]
-    last = max(i for i, piece in enumerate(pieces) if piece.trained)
+    last = max(i for i, piece in enumerate(pieces) if piece.learned)
     assert text(pieces[:last]) == prompt
     assert whole.startswith(prompt + pieces[last].text)
     assert pieces[last].text.endswith(TEMPLATES[name].stops(tokens(name)["eos"]))
@@ -145,7 +145,7 @@ def test_each_reply_is_trained_once_behind_the_prompt_that_asks_for_it(name: str
             (text(pieces[:i]), piece.text)
             for pieces in TEMPLATES[name].examples(said, **tokens(name))
             for i, piece in enumerate(pieces)
-            if piece.trained
+            if piece.learned
         ]
         replies = [i for i, message in enumerate(said.messages) if message.role == "assistant"]
         for i, (prompt, reply) in zip(replies, learned, strict=True):

@@ -148,7 +148,7 @@ def rendered(
     guarded, back = shield.guard(conversation) if isinstance(template, JinjaTemplate) else (conversation, {})
     return [
         [
-            Span(text.translate(back), bool(i % 2), piece.trained, piece.weight)
+            Span(text.translate(back), bool(i % 2), piece.learned, piece.weight)
             for piece in pieces
             for i, text in enumerate(shield.split(piece.text) if piece.control else [piece.text])
             if text

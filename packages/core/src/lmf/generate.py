@@ -66,8 +66,10 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
         source = find_model(name, plugins)
         model, tokenizer = load_model(source).eval(), load_tokenizer(source)
         usual, reasoning = source.template or AUTO, "strip"
-    name = template if template != AUTO else usual  # of a run on texts there is none
-    chosen = template_for(tokenizer, named_template(name, plugins)) if name else None
+    asked = named_template(template, plugins)
+    if asked is None and usual not in (None, AUTO):
+        asked = plugins.templates[usual]
+    chosen = template_for(tokenizer, asked) if asked or usual else None  # of a run on texts there is none
     chosen = with_reasoning(chosen, reasoning) if chosen else None
     return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .errors import LmfError
-from .sources import Source, shards
+from .sources import Source, check_tokenizer, shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,8 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTraine
     """
     from transformers import AutoTokenizer
 
+    if source.folder:
+        check_tokenizer(source.folder)
     with _explained(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})

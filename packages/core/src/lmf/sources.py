@@ -103,6 +103,15 @@ def family(model_type: str, plugins: Plugins) -> ModelSpec:
     raise PluginError(f"{names} both cover models of type {model_type!r}.\nLeave one out: LMF_DISABLE_PLUGINS=PACKAGE.")
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Raise LmfError if the tokenizer in a folder names a file elsewhere."""
+    file = folder / "tokenizer_config.json"
+    names = _json(file).get("fast_tokenizer_files", []) if file.exists() else []
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise LmfError(f"{file} names {name!r} in fast_tokenizer_files, which is not a file in the same folder.")
+
+
 def check_folder(folder: Path, allow_pickle: bool = False) -> None:
     """Check that a folder holds config, tokenizer and whole safetensors weights.
 
@@ -115,6 +124,8 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> None:
         raise LmfError(f"{folder} holds an adapter for {base!r}, not a model. Give that model to --model.")
     if not (folder / "config.json").exists():
         raise LmfError(f"{folder} holds no model: config.json is missing.")
+    if adapter.exists():  # which transformers would put into the model without a word
+        raise LmfError(f"{folder} holds a model and an adapter; move {adapter.name} and its weights elsewhere.")
     config = _json(folder / "config.json")
     if not config.get("model_type"):
         raise LmfError(f"{folder}/config.json has no model_type, so the architecture is unknown.")

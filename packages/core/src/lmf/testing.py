@@ -154,7 +154,7 @@ def _check_rendering(template: Template, talk: Sequence[Message]) -> None:
     name = template.name
     pieces = template.render(talk, bos="<BOS>", eos="<EOS>")
     text = "".join(p.text for p in pieces)
-    trained = "".join(p.text for p in pieces if p.trained)
+    trained = "".join(p.text for p in pieces if p.learned)
     for message in talk:
         assert text.count(message.content) == 1, f"{name}: {message.content!r} is not rendered once"
         want = message.role == "assistant"
@@ -194,7 +194,7 @@ def _check_learning(template: JinjaTemplate, talk: Conversation) -> None:
     found = []  # of each reply, what stands before it and what it is
     for pieces in template.examples(talk, bos="<BOS>", eos="<EOS>"):
         for i, piece in enumerate(pieces):
-            if piece.trained:
+            if piece.learned:
                 found.append(("".join(p.text for p in pieces[:i]), piece.text))
     replies = [(i, message) for i, message in enumerate(talk.messages) if message.role == "assistant"]
     assert len(found) == len(replies), f"{name}: {len(found)} stretches of text are trained for {len(replies)} replies"
@@ -291,7 +291,7 @@ def _check_ids(
         return
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     pieces = template.render(talk.messages[:count], tools=talk.tools, reply=reply, bos=bos, eos=eos)
-    starts = [sum(len(p.text) for p in pieces[:i]) for i, piece in enumerate(pieces) if piece.trained]
+    starts = [sum(len(p.text) for p in pieces[:i]) for i, piece in enumerate(pieces) if piece.learned]
     across = any(begin < start < end for start in starts for begin, end in encoded["offset_mapping"])
     parts = [text[begin:end] for begin, end in itertools.pairwise((0, *starts, len(text)))]
     cut = [id for part in parts for id in tokenizer(part, add_special_tokens=False)["input_ids"]]

@@ -70,8 +70,8 @@ class JinjaTemplate:
         Args:
             messages: The conversation.
             tools: The tools that the assistant may call.
-            reply: End where the assistant starts to speak; nothing is trained then. Otherwise those replies
-                are, that the whole rendering shows as they were generated.
+            reply: End where the assistant starts to speak; all replies have a weight of 0 then. In both
+                cases those are replies, that the whole rendering shows as they were generated.
             bos: The tokenizer's token for the beginning of a text, or "".
             eos: The tokenizer's token for its end, or "".
 
@@ -82,7 +82,7 @@ class JinjaTemplate:
         whole = view.text(len(messages), reply)
         if reply:
             view.check(whole, [i for i, message in enumerate(messages) if message.role != "assistant"])
-            return [Piece(whole, control=True)]
+            return _cut(whole, view.earlier(whole))
         if self.steady:
             return view.marked()
         spans = [(start, end, m) for m, text, start, end in view.replies() if whole.startswith(text[:end])]
@@ -108,7 +108,11 @@ class JinjaTemplate:
                 f"{self.called} drops the reasoning of earlier replies even when told to keep it. "
                 "Choose --reasoning strip, or another --template."
             )
-        return [_cut(text[:end], [(start, end, message)]) for message, text, start, end in replies if message.weight]
+        return [
+            _cut(text[:end], [*view.earlier(text[:start]), (start, end, message)])
+            for message, text, start, end in replies
+            if message.weight
+        ]
 
     def text_of(self, conversation: Conversation, *, reply: bool = False, bos: str = "", eos: str = "") -> str:
         """Return what the Jinja text writes, unchecked.
@@ -185,6 +189,23 @@ class _View:
                 found.append((message, text, *self._span(i, text, prompt)))
         others = [i for i, message in enumerate(self.conversation.messages) if message.role != "assistant"]
         self.check(self.text(len(self.messages)), others)
+        return found
+
+    def earlier(self, text: str) -> list[tuple[int, int, Message]]:
+        """Return where the replies stand that a prompt shows as they were generated, each with a weight of 0.
+
+        The encoder cuts there, so a prompt has the ids that its beginning had in training.
+        """
+        found = []
+        for i, message in enumerate(self.conversation.messages):
+            if message.role != "assistant":
+                continue
+            try:
+                start, end = self._span(i, self.text(i + 1), self.text(i, reply=True))
+            except DataError:  # it could not be learned, but a prompt may show it
+                continue
+            if text.startswith(self.text(i + 1)[:end]):
+                found.append((start, end, replace(message, weight=0.0)))
         return found
 
     def marked(self) -> list[Piece]:

@@ -24,7 +24,7 @@ class Piece:
         text: The text itself.
         control: True for text the template wrote. Only control text may contain special
             tokens; other text that spells one is encoded as plain characters.
-        trained: True for what the assistant generates.
+        trained: True for what the assistant generates; text is encoded by itself from where it begins.
         weight: How much the loss counts that.
     """
 
@@ -32,6 +32,11 @@ class Piece:
     control: bool = False
     trained: bool = False
     weight: float = 1.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether the loss counts it."""
+        return self.trained and self.weight != 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ def takes(template: AnyTemplate, conversation: Conversation) -> bool:
     except DataError:
         return False
     thoughts = [message.reasoning for message in conversation.messages]
-    trained = "".join(piece.text for pieces in examples for piece in pieces if piece.trained)
+    trained = "".join(piece.text for pieces in examples for piece in pieces if piece.learned)
     return all(thought in trained for thought in thoughts)
 
 

@@ -146,7 +146,7 @@ def test_the_pieces_are_the_text_of_the_template(folder, name):
     expected = PLUGINS.templates[name].render(talk, bos="<BOS>", eos="<EOS>")
     assert "".join(piece["text"] for piece in pieces) == "".join(piece.text for piece in expected)
     trained = "".join(piece["text"] for piece in pieces if piece["trained"])
-    assert trained == "".join(piece.text for piece in expected if piece.trained)
+    assert trained == "".join(piece.text for piece in expected if piece.learned)
     assert all(piece["weight"] == 1 for piece in pieces)
 
 
