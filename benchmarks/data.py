@@ -6,6 +6,7 @@ MODEL is what --model takes. The file holds made-up instructions and replies of 
 Alpaca has, made of the words of the data set ``cards``. Each repeat runs, one after the other in
 a fresh process:
 
+- one: what ``chatml`` takes for a file of one record, which is what everything costs at least;
 - bare: encode_batch of the library tokenizers over the finished texts, with all its threads;
 - chatml, auto: what a run does between reading and learning, with a named template and with the
   model's own: render, encode, mark what is learned, check the lengths, count, keep;
@@ -30,7 +31,9 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("bare", "chatml", "auto", "read", "stream", "stream x4")
+PARTS = ("one", "bare", "chatml", "auto", "read", "stream", "stream x4")
+
+SPEEDS = {"bare", "chatml", "auto", "stream", "stream x4"}
 
 
 def make(file: Path, records: int) -> None:
@@ -115,23 +118,26 @@ def main(model: str, records: int = 50_000, repeats: int = 3) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "alpaca.jsonl"
         make(file, records)
+        one = Path(folder) / "one.jsonl"
+        with file.open(encoding="utf-8") as lines:
+            one.write_text(next(lines), encoding="utf-8")
         size = file.stat().st_size
         found: dict[str, list[list[float]]] = {part: [] for part in PARTS}
         for _ in range(repeats):
             for part in PARTS:
-                command = [sys.executable, __file__, "--part", part, model, str(file)]
+                command = [sys.executable, __file__, "--part", part, model, str(one if part == "one" else file)]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 found[part].append(json.loads(out.stdout.splitlines()[-1]))
     names = ("tokenizers", "transformers", "torch")
     print(f"{date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in names))
     print(f"{records:,} records, {size / 1e6:.1f} MB, model {Path(model).name}; medians of {repeats} runs in turn\n")
-    print(f"{'':10}{'seconds':>9}{'tokens/s':>12}{'of bare':>9}{'memory':>12}{'of the file':>13}")
+    print(f"{'':10}{'seconds':>9}{'tokens/s':>12}{'of bare':>9}{'memory':>12}")
     bare = statistics.median(tokens / seconds for seconds, tokens, _ in found["bare"])
     for part, runs in found.items():
         seconds, tokens, used = (statistics.median(column) for column in zip(*runs, strict=True))
-        rate = f"{tokens / seconds:12,.0f}{tokens / seconds / bare:9.2f}" if tokens else " " * 21
-        print(f"{part:10}{seconds:9.2f}{rate}{used / 1e6:9,.0f} MB{used / size:13.2f}")
+        rate = f"{tokens / seconds:12,.0f}{tokens / seconds / bare:9.2f}" if part in SPEEDS else " " * 21
+        print(f"{part:10}{seconds:9.2f}{rate}{used / 1e6:9,.0f} MB")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ DESCRIBING = (
     *("builtin", "sources", "runs", "plan", "report", "guard"),
 )
 RUNNING = (
-    *("encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
+    *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
     *("models", "encoding.store", "encoding.material"),
     *(
         "training.packing",

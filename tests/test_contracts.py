@@ -80,17 +80,17 @@ class Twice(Template):
 
 class TrainsAll(Template):
     def render(self, messages: Sequence[Message], **options: Any) -> list[Piece]:
-        return [dataclasses.replace(piece, trained=True) for piece in super().render(messages, **options)]
+        return [piece._replace(trained=True) for piece in super().render(messages, **options)]
 
 
 class Trusting(Template):
     def render(self, messages: Sequence[Message], **options: Any) -> list[Piece]:
-        return [dataclasses.replace(piece, control=True) for piece in super().render(messages, **options)]
+        return [piece._replace(control=True) for piece in super().render(messages, **options)]
 
 
 class Powerless(Template):
     def render(self, messages: Sequence[Message], **options: Any) -> list[Piece]:
-        return [dataclasses.replace(piece, control=False) for piece in super().render(messages, **options)]
+        return [piece._replace(control=False) for piece in super().render(messages, **options)]
 
 
 class Endless(Template):

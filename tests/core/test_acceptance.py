@@ -370,7 +370,7 @@ def chat_ids(
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["llama3_1", "llama4", "qwen3"])
 def test_chat_prompts_begin_as_training_did_where_a_token_could_reach_over_the_start_of_a_reply(name: str) -> None:
-    """Row B4. Two newlines are one token of this tokenizer: those of a header, or the last of it and a reply's first."""
+    """Row B4. Two newlines are one token of this tokenizer, also the last of a header and the first of a reply."""
     import lmf_smollm2
     from lmf.models import load_tokenizer
     from lmf.sources import Source

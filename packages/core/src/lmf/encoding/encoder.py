@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from ..conversation import Conversation, Message, Record
 from ..errors import DataError, LmfError
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from ..templates.shield import Shield
-from ..templates.template import Piece
+from ..templates.template import Piece, Template
+from .private import drop_prefix, plain_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,8 +40,8 @@ IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
 SHOWN = 20  # problems in one error
 _THINK = "<think>"  # how a thought begins, in nearly all formats that have any
-_FORM = 500  # characters: what a template of fields writes by itself is shorter
-CHUNK = 250  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
+CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
+AHEAD = 2  # chunks that the tokenizer may be busy with or have ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,17 @@ class Example:
         return sum(weight for label, weight in counted if label != IGNORED)
 
 
-class _Control(NamedTuple):
-    """A control token in a rendering.
+class _Fixed(NamedTuple):
+    """A control token, or several and what a template always writes between them, already encoded.
 
     Attributes:
-        id: Its id.
-        weight: How much the loss counts it; 0 if not at all.
+        ids: Their ids.
+        labels: The same where the loss counts them, otherwise -100.
+        weight: How much the loss counts them; 0 if not at all.
     """
 
-    id: int
+    ids: list[int]
+    labels: list[int]
     weight: float
 
 
@@ -101,7 +105,7 @@ class _Text(NamedTuple):
     glued: bool
 
 
-_Part = _Control | _Text
+_Part = _Fixed | _Text
 
 
 class Encoder:
@@ -171,16 +175,17 @@ class Encoder:
         self.end_ids = frozenset(self._ids[end] for end in ends if end in self._ids)
         self.bos_id = self._ids.get(self.bos)
         self._shield = Shield(self._ids)
-        self._written: dict[str, list[str]] = {}  # what _cut_at_controls found
+        self._constant = isinstance(template, Template)  # what such a template writes itself is always the same
+        self._known: dict[tuple[str, float], tuple[str, _Fixed | None, str, str, str]] = {}  # by _constants
         text = backend.to_str()
         spec = json.loads(text)
         model = spec["model"]
         # what stands for text outside the vocabulary
         self._unknown = model["unk_id"] if "unk_id" in model else backend.token_to_id(model.get("unk_token") or "")
-        plain = _plain(text)
-        self._prefix = _drop_prefix(spec)
+        plain = plain_tokenizer(text)
+        self._prefix = drop_prefix(spec)
         # for a text that starts, and for one that continues
-        self._tokenizers = (plain, _plain(json.dumps(spec)) if self._prefix else plain)
+        self._tokenizers = (plain, plain_tokenizer(json.dumps(spec)) if self._prefix else plain)
         first = tokenizer("a")["input_ids"][:1]
         self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
 
@@ -271,9 +276,13 @@ class Encoder:
         return ids[:-1] if self.eos else ids
 
     def _document(self, text: str) -> list[_Part]:
-        start = [_Control(self._ids[self.start], 0)] if self.start else []
-        end = [_Control(self._ids[self.eos], 1)] if self.eos else []
+        start = [self._control(self.start, 0)] if self.start else []
+        end = [self._control(self.eos, 1)] if self.eos else []
         return [*start, _Text(text, len(text), 1, glued=False), *end]
+
+    def _control(self, token: str, weight: float) -> _Fixed:
+        id = self._ids[token]
+        return _Fixed([id], [id if weight else IGNORED], weight)
 
     def _parts(self, template: AnyTemplate, conversation: Conversation, loss_on: LossOn) -> list[list[_Part]]:
         """Render a conversation as one or several examples, cut for encoding."""
@@ -308,50 +317,87 @@ class Encoder:
 
         trained = False
         for piece in pieces:
+            text = piece.text
             if piece.trained and not trained:  # a reply starts
                 if run:
                     cut()
                 before = ""
                 weight = piece.weight
             trained = piece.trained
-            texts = self._cut_at_controls(piece.text) if piece.control else [piece.text]
-            for i, text in enumerate(texts):
-                if i % 2:
+            if piece.control and self._constant:
+                text, fixed, last, first_token, last_token = self._constants(text, piece.weight * trained)
+                if fixed:
+                    if text:
+                        run.append(text)
+                        learned += len(text) * trained
                     if run:
-                        cut(after=text)
-                    parts.append(_Control(self._ids[text], piece.weight * trained))
-                    before = text
-                elif text:
-                    run.append(text)
-                    learned += len(text) * trained
+                        cut(after=first_token)
+                    parts.append(fixed)
+                    text, before = last, last_token
+            elif piece.control:
+                *texts, text = self._shield.split(text)  # text, token, text, token, ...
+                for other, token in zip(texts[::2], texts[1::2], strict=True):
+                    if other:
+                        run.append(other)
+                        learned += len(other) * trained
+                    if run:
+                        cut(after=token)
+                    parts.append(self._control(token, piece.weight * trained))
+                    before = token
+            if text:
+                run.append(text)
+                learned += len(text) * trained
         if run:
             cut()
         return parts
 
-    def _cut_at_controls(self, text: str) -> list[str]:
-        """Cut what a template writes into texts and control tokens, in turn."""
-        if len(text) > _FORM:
-            return self._shield.split(text)
-        if text not in self._written:
-            self._written[text] = self._shield.split(text)
-        return self._written[text]
+    def _constants(self, text: str, weight: float) -> tuple[str, _Fixed | None, str, str, str]:
+        """Cut a constant text at its control tokens.
+
+        Returns:
+            The text before the first one, what stands from the first to the last, the text behind the last one,
+            and the first and the last one.
+        """
+        key = text, weight
+        if key not in self._known:
+            first, *rest = self._shield.split(text)
+            if rest:
+                *middle, last = rest  # a token, and for each more a text and a token
+                self._known[key] = first, self._fixed(middle, weight), last, middle[0], middle[-1]
+            else:
+                self._known[key] = first, None, "", "", ""
+        return self._known[key]
+
+    def _fixed(self, texts: Sequence[str], weight: float) -> _Fixed:
+        """Encode control tokens and the texts between them."""
+        ids: list[int] = []
+        for i, text in enumerate(texts):
+            if i % 2 == 0:
+                ids.append(self._ids[text])
+                continue
+            if texts[i - 1] in self._rstrip:
+                text = text.lstrip(_SPACE)
+            if texts[i + 1] in self._lstrip:
+                text = text.rstrip(_SPACE)
+            part = _Text(text, 0, 0, glued=self._prefix == "first")
+            ids += self._encode_texts([part])[part][0] if text else []
+        return _Fixed(ids, ids if weight else [IGNORED] * len(ids), weight)
 
     def _encode(self, renderings: Iterable[tuple[str, list[_Part]]]) -> Iterator[Example]:
         """Encode renderings, each with where it comes from.
 
-        The tokenizer, which needs no interpreter, works on one chunk while the next is rendered.
+        The tokenizer, which needs no interpreter, works on some chunks while the next is rendered.
         """
         renderings = iter(renderings)
+        waiting: deque[tuple[list[tuple[str, list[_Part]]], Future[dict[_Text, tuple[list[int], int]]]]] = deque()
         with ThreadPoolExecutor(1) as tokenizing:
-            before: list[tuple[str, list[_Part]]] = []
-            known: Future[dict[_Text, tuple[list[int], int]]] | None = None
             while chunk := list(itertools.islice(renderings, CHUNK)):
                 texts = dict.fromkeys(part for _, parts in chunk for part in parts if isinstance(part, _Text))
-                later = tokenizing.submit(self._encode_texts, texts)
-                if known:
+                waiting.append((chunk, tokenizing.submit(self._encode_texts, texts)))
+                if len(waiting) > AHEAD:
+                    before, known = waiting.popleft()
                     yield from _joined(before, known.result())
-                before, known = chunk, later
-            if known:
+            for before, known in waiting:
                 yield from _joined(before, known.result())
 
     def _encode_texts(self, parts: Iterable[_Text]) -> dict[_Text, tuple[list[int], int]]:
@@ -401,14 +447,16 @@ def _joined(
         weights: list[float] = []
         weighted = any(part.weight not in (0, 1) for part in parts)
         for part in parts:
-            found, trained = ([part.id], 1) if isinstance(part, _Control) else known[part]
-            if not part.weight:
-                trained = 0
-            ids += found
-            if trained:
+            if isinstance(part, _Fixed):
+                found = part.ids
+                labels += part.labels
+            else:
+                found, trained = known[part]
+                if not part.weight:
+                    trained = 0
                 labels += found[:trained]
-            if trained < len(found):
                 labels += [IGNORED] * (len(found) - trained)
+            ids += found
             if weighted:
                 weights += [part.weight] * len(found)
         yield Example(ids, labels, where, weights if weighted else None)
@@ -427,40 +475,5 @@ def _until(pieces: Sequence[Piece], content: str) -> list[Piece]:
         for text in (content, content.strip()):
             at = piece.text.rfind(text) if piece.trained else -1
             if at >= 0:
-                return [*pieces[:i], replace(piece, text=piece.text[: at + len(text)])]
+                return [*pieces[:i], piece._replace(text=piece.text[: at + len(text)])]
     raise DataError("the template does not write the beginning of the reply as it stands.")
-
-
-def _plain(text: str) -> Tokenizer:
-    """Make a tokenizer of a tokenizer.json that takes special tokens for text, and gives offsets of whole tokens."""
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.post_processor = None  # the one of ByteLevel would move the start of a token behind its white space
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _drop_prefix(spec: dict[str, Any]) -> str:
-    """Change a tokenizer.json so that no space is put before a text.
-
-    Returns:
-        Where it was put: "" nowhere, "first" at the start of the text, "always" also after control tokens.
-    """
-    found = ""
-    for step in [*_steps(spec["normalizer"]), *_steps(spec["pre_tokenizer"])]:
-        if step["type"] == "Prepend":
-            step["prepend"], found = "", "always"
-        elif step["type"] == "ByteLevel" and step["add_prefix_space"]:
-            step["add_prefix_space"], found = False, "always"
-        elif step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
-            found = found or step["prepend_scheme"]
-            step["prepend_scheme"] = "never"
-    return found
-
-
-def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if part is None:
-        return []
-    inner = part.get("normalizers") or part.get("pretokenizers")
-    return [step for each in inner for step in _steps(each)] if inner else [part]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -33,9 +34,9 @@ class Examples(Sequence[Example]):
         self.extend(examples)
 
     def extend(self, examples: Iterable[Example]) -> None:
-        """Add examples; the labels of each are its tokens or -100."""
+        """Add examples."""
         for example in examples:
-            self._add(example)
+            self.add(example)
 
     def take(self, numbers: Iterable[int]) -> Examples:
         """Return some of the examples, in the order of their numbers, without copying tokens."""
@@ -105,20 +106,21 @@ class Examples(Sequence[Example]):
             raise LmfError(f"{folder} is damaged: {type(error).__name__}: {error}.") from None
         bounds, tokens = found._bounds, len(found._ids)
         fits = len(bounds) == len(found._where) + 1 and bounds[0] == 0 and bounds[-1] == tokens
-        fits &= all(start <= end for start, end in pairwise(bounds))
+        fits &= all(start <= end for start, end in itertools.pairwise(bounds))
         fits &= len(found._counted) == tokens and (found._weights is None or len(found._weights) == tokens)
         if not fits:
             raise LmfError(f"{folder} is damaged: its files do not fit each other.")
         return found
 
-    def _add(self, example: Example) -> None:
+    def add(self, example: Example) -> None:
+        """Add an example; its labels are its tokens or -100."""
         ids = example.ids
         if self._ids.typecode == "H" and max(ids, default=0) >= _SMALL:
             self._ids = array("I", self._ids)
         if example.weights is not None and self._weights is None:
             self._weights = array("f", [1.0]) * len(self._ids)
         self._ids.extend(array(self._ids.typecode, ids))
-        self._counted.extend([label != IGNORED for label in example.labels])
+        self._counted.extend(map(operator.ne, example.labels, itertools.repeat(IGNORED)))
         if self._weights is not None:
             self._weights.extend([1.0] * len(ids) if example.weights is None else example.weights)
         self._bounds.append(len(self._ids))

@@ -100,11 +100,16 @@ def fit(
             if example.weight:
                 parts = _shortened(example, limit, policy, ends, bos)
                 reason = _LONG if policy in ("drop", "error") else _NOTHING
-        parts = [part for part in parts if part.weight]
-        learned.extend(parts)
-        trained += sum(part.trained for part in parts)
-        ended += sum(not ends.isdisjoint(part.labels[1:]) for part in parts)
-        if not parts:
+        kept = False
+        for part in parts:
+            count = part.trained
+            if not count or (part.weights and not part.weight):
+                continue
+            kept = True
+            learned.add(part)
+            trained += count
+            ended += not ends.isdisjoint(part.labels[1:])
+        if not kept:
             dropped[reason] += 1
             first.setdefault(reason, example.where)
     if long and policy == "error":

@@ -131,14 +131,14 @@ class _Encoding:
 
     def kept(self, records: list[Record], name: str) -> tuple[Examples, Survey]:
         """Encode records, or take from the cache what the same records became before; tell what they are like."""
-        key = self._key(records)
-        found = store.load(key, self.report) if self.plan.settings.cache else None
+        key = self._key(records) if self.plan.settings.cache else ""
+        found = store.load(key, self.report) if key else None
         if found:
             self.report.note(f"{name} data: taken from the cache ({key[:12]})")
             records.clear()
         else:
             found = self.encoded(records, name)
-            if self.plan.settings.cache:
+            if key:
                 store.save(key, *found, self.report)
         self.report.table(f"{name} data", found[1].rows())
         return found

@@ -6,18 +6,18 @@ text that ``jinja`` writes is saved with the model, so other tools render the sa
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..conversation import Conversation, Message
 from ..errors import DataError, PluginError
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of rendered text.
 
     Attributes:
@@ -122,12 +122,13 @@ class Template:
         pieces: list[Piece] = []
 
         def write(form: str, content: str = "", trained: bool = False, weight: float = 1.0) -> None:
-            form = form.replace("{bos}", bos).replace("{eos}", eos)
-            before, found, after = form.partition("{content}")
-            pieces.append(Piece(before, control=True, trained=trained, weight=weight))
-            if found:
-                pieces.append(Piece(content, trained=trained, weight=weight))
-                pieces.append(Piece(after, control=True, trained=trained, weight=weight))
+            before, holds, after = _filled(form, bos, eos, trained, weight)
+            if before:
+                pieces.append(before)
+            if content and holds:
+                pieces.append(Piece(content, False, trained, weight))
+            if after:
+                pieces.append(after)
 
         write(self.start)
         pending = None  # a system text that waits for the next user message
@@ -161,7 +162,7 @@ class Template:
             raise DataError(f"the template {self.name!r} writes the system text into a user message, and there is none")
         if reply:
             write(self.assistant)
-        return [piece for piece in pieces if piece.text]
+        return pieces
 
     def examples(self, conversation: Conversation, *, bos: str = "", eos: str = "") -> list[list[Piece]]:
         """Render what is to be learned from a conversation: here always all of it at once.
@@ -225,6 +226,15 @@ class Template:
             lines += ["{%- if state.system %}", _write([f"raise_exception({unread})"]), "{%- endif %}"]
         lines += ["{%- if add_generation_prompt %}", _write(_terms(self.assistant)), "{%- endif %}"]
         return "\n".join(line for line in lines if line)
+
+
+@functools.lru_cache(maxsize=4096)
+def _filled(form: str, bos: str, eos: str, trained: bool, weight: float) -> tuple[Piece | None, bool, Piece | None]:
+    """Return what a field writes before the content, whether it has a place for one, and what it writes behind."""
+    form = form.replace("{bos}", bos).replace("{eos}", eos)
+    before, found, after = form.partition("{content}")
+    pieces = [Piece(text, True, trained, weight) if text else None for text in (before, after)]
+    return pieces[0], bool(found), pieces[1]
 
 
 def _terms(form: str, content: str = "") -> list[str]:
