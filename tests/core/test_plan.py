@@ -228,7 +228,8 @@ def test_data_without_a_token_to_learn_are_refused_before_the_model_is_loaded(un
     assert str(refused.value) == (
         "None of the 3 training examples can be learned from:\n"
         f"  3 with no whole reply within --max-tokens 32, first {file}:1\n"
-        "The loss counts the assistant's replies; see that there are some and that they come early enough."
+        "Raise --max-tokens, choose --on-overflow truncate-right, truncate-left or split, "
+        "or allow more with --max-dropped."
     )
     assert not (tmp_path / "out").exists()
 

@@ -229,6 +229,7 @@ def test_a_bad_record_ends_a_run_with_its_work_saved_and_it_goes_on_without_the_
     out = run(tiny, data, tmp_path / "out", steps=9, resume=True, on_bad_record="skip", report=report, **STREAMED)
     assert [line["step"] for line in log(out)] == [*range(1, 10)]
     assert "1 bad records were left out" in report.notes
+    assert f"{data}: streamed, format messages" in report.notes
     assert json.loads((out / "lmf.json").read_text())["data"][0]["records"] is None
 
 

@@ -120,7 +120,11 @@ def make_plan(
     if settings.patience and not (settings.eval_data or settings.eval_split):
         raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
     stream = RecordStream(settings, goal.data, plugins) if settings.streaming else None
-    data = Data([], stream.sources) if stream else training_data(settings, goal.data, plugins)
+    if stream:
+        notes = [f"{source.path}: streamed, format {source.format}" for source in stream.sources]
+        data = Data([], stream.sources, notes=notes)
+    else:
+        data = training_data(settings, goal.data, plugins)
     held_out = held_out_data(settings, goal.data, plugins)
     model = find_model(settings.model, plugins, settings.allow_pickle)
     if template is None and model.template:

@@ -125,7 +125,8 @@ def fit(
         if count
     )
     if not learned:
-        raise DataError(f"None of the {total:,} {name} examples can be learned from:{told}\n{_NONE}")
+        advice = _ADVICE if dropped[_LONG] or dropped[_NOTHING] else _NONE
+        raise DataError(f"None of the {total:,} {name} examples can be learned from:{told}\n{advice}")
     if dropped.total() > most_dropped * total:
         raise DataError(
             f"{dropped.total():,} of {total:,} {name} examples would be dropped, "
