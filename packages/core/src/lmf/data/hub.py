@@ -54,7 +54,7 @@ def read_hub(name: str, report: Report) -> Iterator[tuple[int, Any]]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise LmfError(f"{name} needs the package datasets: pip install 'lmf-core[data]'") from None
+        raise LmfError(f"{name} needs the package datasets: pip install 'lmf-core[hub]'") from None
     if int(datasets.__version__.partition(".")[0]) < 4:
         raise LmfError(
             f"{name}: datasets {datasets.__version__} can run code that a data set brings; pip install 'datasets>=4'"
