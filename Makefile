@@ -8,7 +8,8 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 MEMBERS := $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml packages/*/*/pyproject.toml))
 # every member, core and cli with the extras that a whole installation has
-EDITABLE := $(patsubst packages/core,packages/core[torch,data],$(patsubst packages/cli,packages/cli[plot],$(MEMBERS)))
+comma := ,
+EDITABLE := $(patsubst packages/core,packages/core[torch$(comma)data],$(patsubst packages/cli,packages/cli[plot],$(MEMBERS)))
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12

@@ -397,5 +397,5 @@ def test_a_library_that_may_run_code_of_data_sets_is_refused(plugins, hub):
 
 def test_without_datasets_the_command_that_installs_it_is_named(plugins, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(LmfError, match=r"^hf:a/b needs the package datasets: pip install 'lmf-core\[data\]'$"):
+    with pytest.raises(LmfError, match=r"^hf:a/b needs the package datasets: pip install 'lmf-core\[hub\]'$"):
         read(["hf:a/b"], "conversation", plugins)
