@@ -7,6 +7,8 @@ with its ``exit_code``; any other exception is a bug and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 20  # problems that one message tells in words; the others are counted
+
 
 class LmfError(Exception):
     """The caller can fix this. The message says what is wrong, where, and what to do."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..conversation import Kind, Record
-from ..errors import ConfigError, DataError, did_you_mean
+from ..errors import SHOWN, ConfigError, DataError, did_you_mean
 from ..formats.datasetinfo import rename
 from ..plugins import Plugins
 from ..specs import DataFormat
@@ -206,9 +206,9 @@ def _notes(name: str, part: Data) -> Iterator[str]:
     yield f"{name}: {_records(len(part.records))}{files}, format {', '.join(formats)}"
     if part.skipped:
         yield f"{name}: {_records(len(part.skipped), 'bad ')} left out:"
-        yield from (f"  {problem}" for problem in part.skipped[: _Problems.shown])
-        if len(part.skipped) > _Problems.shown:
-            yield f"  and {len(part.skipped) - _Problems.shown:,} more"
+        yield from (f"  {problem}" for problem in part.skipped[:SHOWN])
+        if len(part.skipped) > SHOWN:
+            yield f"  and {len(part.skipped) - SHOWN:,} more"
 
 
 def _records(count: int, kind: str = "") -> str:
@@ -218,22 +218,20 @@ def _records(count: int, kind: str = "") -> str:
 class _Problems:
     """What is wrong with the data: the first few in words, the others as a number."""
 
-    shown = 20
-
     def __init__(self) -> None:
         self.count = 0
         self._first: list[str] = []
 
     def add(self, problem: str) -> None:
         self.count += 1
-        if self.count <= self.shown:
+        if self.count <= SHOWN:
             self._first.append(problem)
 
     def check(self, hints: Sequence[str]) -> None:
         """Raise DataError if there are problems."""
         lines = [*self._first, *hints]
         if self.count > 1:
-            first = f"; the first {self.shown}" if self.count > self.shown else ""
+            first = f"; the first {SHOWN}" if self.count > SHOWN else ""
             lines.insert(0, f"{self.count} problems in the data{first}:")
         if self.count:
             raise DataError("\n".join(lines))

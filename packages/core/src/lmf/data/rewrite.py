@@ -8,13 +8,11 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from ..conversation import Content, Conversation, Message, Preference, Ranking, Unpaired
-from ..errors import DataError
+from ..errors import SHOWN, DataError
 from ..specs import DataFormat
 from .originals import Original
 
 T = TypeVar("T")
-
-SHOWN = 20  # problems in one error
 
 MARKED = ("text", "output", "completion")  # keys of what is learned whole
 ASKING = ("input", "prompt")  # keys of what is asked

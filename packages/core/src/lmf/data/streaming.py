@@ -9,15 +9,13 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..conversation import Kind, Record
-from ..errors import ConfigError, DataError
+from ..errors import SHOWN, ConfigError, DataError
 from ..plugins import Plugins
 from ..settings import RunSettings
 from .inputs import Input, find
 from .mixture import check_mix, columns_of, systems, weighted, with_system
 from .reading import DataFile, Formats, open_values, recognised
 from .textfile import STDIN, sampled_sha256
-
-LISTED = 20  # bad records that are kept in words
 
 
 class RecordStream:
@@ -101,7 +99,7 @@ class RecordStream:
             if not self._skip:
                 raise DataError("\n".join([bad, *self._formats.hints()]))
             self.bad += 1
-            if len(self.first_bad) < LISTED:
+            if len(self.first_bad) < SHOWN:
                 self.first_bad.append(bad)
 
         some = False

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from tokenizers import Tokenizer
 
 from ..conversation import Conversation, Message, Record
-from ..errors import DataError, LmfError
+from ..errors import SHOWN, DataError, LmfError
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from ..templates.shield import Shield
 from ..templates.template import Piece, Template
@@ -38,7 +38,6 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2
 _SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust has it; Python's strip takes more
 IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
-SHOWN = 20  # problems in one error
 _THINK = "<think>"  # how a thought begins, in nearly all formats that have any
 CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
 AHEAD = 2  # chunks that the tokenizer may be busy with or have ready

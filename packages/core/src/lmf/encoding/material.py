@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Conversation, Record
-from ..errors import DataError, LmfError
+from ..errors import SHOWN, DataError, LmfError
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
 from ..report import Reporter
@@ -18,7 +18,7 @@ from ..specs import Criterion
 from ..templates.choose import complete, template_for, with_reasoning, without_reasoning
 from ..templates.jinja import AUTO, AnyTemplate
 from . import store
-from .encoder import SHOWN, Encoder, Example
+from .encoder import Encoder
 from .examples import Examples
 from .fit import Survey, fit
 from .stream import Stream
@@ -70,24 +70,24 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
     template, name, added = None, None, ()
     if plan.objective.data != "text":
         template, name, added = _settle_template(plan, tokenizer, report)
-    encoder = Encoder(tokenizer, template, settings.max_tokens, "skip")
+    encoder = Encoder(tokenizer, template, settings.max_tokens, settings.on_bad_record)
     encoding = _Encoding(plan, encoder, plan.objective.build(plan.objective_options), report)
     for data in (plan.data, plan.held_out):
         for note in data.notes:
             report.note(note)
-    train, held_out, surveys = Examples(), Examples(), []
-    if plan.held_out.records:
-        held_out, survey = encoding.kept(plan.held_out.records, "held-out")
-        surveys.append(survey)
     if plan.stream:
         encode = functools.partial(encoding.encoded, name="training")
         train = Stream(plan.stream.records, encode, settings.shuffle_buffer, settings.seed)
-        surveys.insert(0, train.survey)
+        surveys = [train.survey]
         report.table(f"training data, the first {train.survey.records:,} records", train.survey.rows())
     else:
         train, survey = encoding.kept(plan.data.records, "training")
-        surveys.insert(0, survey)
-    if settings.eval_split:
+        surveys = [survey]
+    held_out = Examples()
+    if plan.held_out.records:
+        held_out, survey = encoding.kept(plan.held_out.records, "held-out")
+        surveys.append(survey)
+    elif settings.eval_split:
         assert isinstance(train, Examples)
         train, held_out = split(train, settings.eval_split, settings.seed)
         report.note(f"{len(held_out):,} of the training examples are held out")
@@ -154,7 +154,7 @@ class _Encoding:
         encoder.split = 0
         count = len(records)
         examples, survey = fit(
-            self._examples(records),
+            self.criterion.encode(self._given_away(records), encoder),
             settings.max_tokens,
             settings.on_overflow,
             name=name,
@@ -177,13 +177,6 @@ class _Encoding:
                 "stop. Raise --max-tokens, or choose another --on-overflow."
             )
         return examples, survey
-
-    def _examples(self, records: list[Record]) -> Iterator[Example]:
-        yield from self.criterion.encode(self._given_away(records), self.encoder)
-        refused = self.encoder.refused
-        if refused and self.plan.settings.on_bad_record == "error":
-            more = f"\n... and {len(refused) - SHOWN:,} more" if len(refused) > SHOWN else ""
-            raise DataError("\n".join(refused[:SHOWN]) + more)
 
     def _given_away(self, records: list[Record]) -> Iterator[Record]:
         """Yield records in order and forget them."""
