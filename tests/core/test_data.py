@@ -54,7 +54,7 @@ READ = {
 @pytest.mark.parametrize(("name", "content", "where"), READ.values(), ids=READ)
 def test_every_kind_of_file_is_read_with_physical_line_numbers(plugins, write, name, content, where):
     data = read([write(name, content)], "conversation", plugins)
-    assert data.records == [Record(f"{name}:{line}", SAID) for line in where]
+    assert list(data.records) == [Record(f"{name}:{line}", SAID) for line in where]
     (source,) = data.sources
     assert (source.path, source.records) == (Path(name), len(where))
     assert source.sha256 == hashlib.sha256(content).hexdigest()
@@ -89,7 +89,7 @@ def test_a_text_file_is_one_document_and_nothing_in_it_changes(plugins, write):
     write("a.txt", b"\xef\xbb\xbf" + text.encode())
     write("b.txt.gz", gzip.compress(b"<html>"))
     data = read(["a.txt", "b.txt.gz"], "text", plugins)
-    assert data.records == [Record("a.txt:1", text), Record("b.txt.gz:1", "<html>")]
+    assert list(data.records) == [Record("a.txt:1", text), Record("b.txt.gz:1", "<html>")]
     assert [source.format for source in data.sources] == ["text", "text"]
 
 

@@ -49,7 +49,7 @@ def test_a_pass_has_the_records_that_reading_whole_gives(tmp_path):
     names = [first, str(table), second]
     records = streamed(*names)
     for _ in range(2):  # and so has the next pass
-        assert list(records.records()) == read(names, "conversation", PLUGINS).records
+        assert list(records.records()) == list(read(names, "conversation", PLUGINS).records)
     assert [(source.format, source.records) for source in records.sources] == [("text2text", None)] * 3
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from .config import flag
 from .data.mixture import held_out_data, training_data
 from .data.reading import Data
+from .data.records import Records
 from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
 from .plugins import Plugins
@@ -122,7 +123,7 @@ def make_plan(
     stream = RecordStream(settings, goal.data, plugins) if settings.streaming else None
     if stream:
         notes = [f"{source.path}: streamed, format {source.format}" for source in stream.sources]
-        data = Data([], stream.sources, notes=notes)
+        data = Data(Records(), stream.sources, notes=notes)
     else:
         data = training_data(settings, goal.data, plugins)
     held_out = held_out_data(settings, goal.data, plugins)

@@ -7,10 +7,10 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, repeat
 from typing import TypeVar
 
 from ..conversation import Conversation, Kind, Message, Preference, Ranking, Record, Unpaired
@@ -20,6 +20,7 @@ from ..plugins import Plugins
 from ..settings import RunSettings
 from .inputs import exists
 from .reading import Data, joined, read_each
+from .records import Records, joined_records
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def training_data(settings: RunSettings, kind: Kind, plugins: Plugins) -> Data:
         sources = unique(sources)
         notes.append(f"{before - sum(map(len, sources)):,} duplicates left out")
     if settings.mix == "concat":
-        records = list(chain.from_iterable(sources))
+        records = joined_records(sources)
     else:
         gone = next((name for name, source in zip(names, sources, strict=True) if not source), None)
         if gone:
@@ -53,10 +54,10 @@ def training_data(settings: RunSettings, kind: Kind, plugins: Plugins) -> Data:
             notes.append(
                 f"{name}: {count:,} records drawn of {len(source):,}, {count / sum(counts):.1%} of the mixture"
             )
-        records = interleave(sources, counts, settings.seed)
+        records = Records(interleave(sources, counts, settings.seed))
     if settings.max_samples and settings.max_samples < len(records):
         notes.append(f"{settings.max_samples:,} of {len(records):,} records chosen by --seed {settings.seed}")
-        records = sample(records, settings.max_samples, settings.seed)
+        records = Records(sample(records, settings.max_samples, settings.seed))
     data = joined([_weighing(part, weight) for part, weight in zip(parts, weights or [""] * len(parts), strict=True)])
     return replace(data, records=records, notes=[*data.notes, *notes])
 
@@ -67,7 +68,7 @@ def held_out_data(settings: RunSettings, kind: Kind, plugins: Plugins) -> Data:
     Raises:
         DataError: The data cannot be read.
     """
-    return joined(_read(settings.eval_data, settings, kind, plugins)) if settings.eval_data else Data([], [])
+    return joined(_read(settings.eval_data, settings, kind, plugins)) if settings.eval_data else Data(Records(), [])
 
 
 def weighted(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -108,7 +109,7 @@ def draws(lengths: Sequence[int], weights: Sequence[Fraction], *, repeat: bool) 
     return [math.floor(min(sizes) * weight) for weight in weights]
 
 
-def interleave(sources: Sequence[Sequence[T]], counts: Sequence[int], seed: int) -> list[T]:
+def interleave(sources: Sequence[Sequence[T]], counts: Sequence[int], seed: int) -> Iterator[T]:
     """Draw from each source, and spread evenly what is drawn.
 
     A source is drawn from whole as often as its count allows, and then the seed chooses the
@@ -119,17 +120,18 @@ def interleave(sources: Sequence[Sequence[T]], counts: Sequence[int], seed: int)
         counts: How many to draw from each.
         seed: Chooses the records.
     """
-    places: list[tuple[float, int, T]] = []
+    drawn: list[Iterator[T]] = []
+    places: list[tuple[float, int]] = []
     for number, (source, count) in enumerate(zip(sources, counts, strict=True)):
         times, rest = divmod(count, len(source))
-        drawn = [*source] * times + sample(source, rest, seed, number)
-        places += [((place + 0.5) / count, number, record) for place, record in enumerate(drawn)]
-    places.sort(key=lambda each: each[:2])
-    return [record for _, _, record in places]
+        drawn.append(chain(chain.from_iterable(repeat(source, times)), sample(source, rest, seed, number)))
+        places += [((place + 0.5) / count, number) for place in range(count)]
+    places.sort()
+    return (next(drawn[number]) for _, number in places)
 
 
-def sample(records: Sequence[T], count: int, seed: int, source: int = 0) -> list[T]:
-    """Return some of the records, in their order.
+def sample(records: Sequence[T], count: int, seed: int, source: int = 0) -> Iterator[T]:
+    """Yield some of the records, in their order.
 
     Args:
         records: The records.
@@ -137,23 +139,22 @@ def sample(records: Sequence[T], count: int, seed: int, source: int = 0) -> list
         seed: Chooses them.
         source: Chooses others with the same seed.
     """
-    chosen = random.Random(f"{seed}:mix:{source}").sample(range(len(records)), count)
-    return [records[place] for place in sorted(chosen)]
+    chosen = set(random.Random(f"{seed}:mix:{source}").sample(range(len(records)), count))
+    return (record for place, record in enumerate(records) if place in chosen)
 
 
-def unique(sources: Sequence[Sequence[Record]]) -> list[list[Record]]:
+def unique(sources: Sequence[Iterable[Record]]) -> list[Records]:
     """Return the sources without records that hold exactly what an earlier one holds, wherever that stands."""
     seen: set[bytes] = set()
-    kept: list[list[Record]] = []
-    for source in sources:
-        kept.append([])
-        for record in source:
-            # the keys and values of tools are in it in their order; the hash takes less room than the text
-            digest = hashlib.sha256(repr(record.data).encode()).digest()
-            if digest not in seen:
-                seen.add(digest)
-                kept[-1].append(record)
-    return kept
+
+    def new(record: Record) -> bool:
+        # the keys and values of tools are in it in their order; the hash takes less room than the text
+        digest = hashlib.sha256(repr(record.data).encode()).digest()
+        known = digest in seen
+        seen.add(digest)
+        return not known
+
+    return [Records(filter(new, source)) for source in sources]
 
 
 def with_system(record: Record, text: str) -> Record:
@@ -182,7 +183,7 @@ def _read(names: Sequence[str], settings: RunSettings, kind: Kind, plugins: Plug
     if not texts:
         return parts
     return [
-        replace(part, records=[with_system(record, text) for record in part.records])
+        replace(part, records=Records(with_system(record, text) for record in part.records.given_away()))
         for part, text in zip(parts, texts, strict=True)
     ]
 

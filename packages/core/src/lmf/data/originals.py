@@ -88,14 +88,16 @@ def _read(names: Sequence[str], plugins: Plugins, formats: Sequence[tuple[str, D
     keeping = copy.copy(plugins)
     keeping.formats = Registry(plugins.formats.kind, DataFormat)
     keeping.formats.hints = plugins.formats.hints
-    for package, form in formats:  # all as of one kind, so that none is refused for its kind
-        keeping.formats.add(replace(form, data="text", read=_keep(form)), package)
+    for number, (package, form) in enumerate(formats):  # all as of one kind, so that none is refused for its kind
+        keeping.formats.add(replace(form, data="text", read=_keep(number, form)), package)
     data = joined(read_each(names, "text", keeping, **how))
-    return Originals(
-        [Original(record.where, *cast(tuple[Any, Any, Any], record.data)) for record in data.records], data.sources
-    )
+    found = Originals([], data.sources)
+    for record in data.records.given_away():
+        number, object, content = cast(tuple[int, dict[str, Any], Any], record.data)
+        found.records.append(Original(record.where, object, formats[number][1], content))
+    return found
 
 
-def _keep(form: DataFormat) -> Callable[[Mapping[str, Any]], Any]:
-    """Return a reading that gives the object and its format, too."""
-    return lambda record: (record, form, form.read(record))
+def _keep(number: int, form: DataFormat) -> Callable[[Mapping[str, Any]], Any]:
+    """Return a reading that gives the number of the format and the object, too."""
+    return lambda record: (number, record, form.read(record))

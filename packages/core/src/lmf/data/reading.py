@@ -18,6 +18,7 @@ from ..specs import DataFormat
 from .hub import HUB, read_hub
 from .inputs import Input, find
 from .jsonfile import noun, read_json, read_lines
+from .records import Records, joined_records
 from .tables import read_arrow, read_csv, read_parquet
 from .textfile import STDIN, Report, sha256, standard_input, whole
 
@@ -53,7 +54,7 @@ class Data:
         notes: What a user should know about how the records came together, a line each.
     """
 
-    records: list[Record]
+    records: Records
     sources: list[DataFile]
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -67,7 +68,7 @@ def read(names: Sequence[str], kind: Kind, plugins: Plugins, **how: Any) -> Data
 def joined(parts: Sequence[Data]) -> Data:
     """Return several data as one, in order."""
     return Data(
-        [record for part in parts for record in part.records],
+        joined_records([part.records for part in parts]),
         [source for part in parts for source in part.sources],
         [problem for part in parts for problem in part.skipped],
         [note for part in parts for note in part.notes],
@@ -109,7 +110,7 @@ def read_each(
     formats = Formats(kind, plugins, format)
     parts = []
     for name, items in zip(names, found, strict=True):
-        parts.append(part := Data([], []))
+        parts.append(part := Data(Records(), []))
         for item in items:
             try:
                 _read(replace(item, columns=columns) if columns else item, formats, part, problems, on_bad_record)
@@ -128,7 +129,6 @@ def _read(
     on_bad_record: Literal["error", "skip"],
 ) -> None:
     """Add the records of one file to ``part``, and itself to its sources."""
-    records: list[Record] = []
     bad: list[str] = []
     used = set()
 
@@ -140,16 +140,21 @@ def _read(
 
     known = problems.count
     values, fingerprint = open_values(item, report)
-    for record, form in recognised(item, values, formats, report):
-        records.append(record)
-        used.add(form.name)
-    if not records and bad:
+
+    def records() -> Iterator[Record]:
+        for record, form in recognised(item, values, formats, report):
+            used.add(form.name)
+            yield record
+
+    before = len(part.records)
+    part.records.extend(records())
+    count = len(part.records) - before
+    if not count and bad:
         raise DataError(f"{item.path}: none of its {_records(len(bad))} can be used; the first problem:\n{bad[0]}")
-    if not records and problems.count == known:
+    if not count and problems.count == known:
         raise DataError(f"{item.path} holds no records.")
-    part.records.extend(records)
     part.skipped.extend(bad)
-    part.sources.append(DataFile(item.path, ", ".join(sorted(used)), len(records), fingerprint()))
+    part.sources.append(DataFile(item.path, ", ".join(sorted(used)), count, fingerprint()))
 
 
 def recognised(

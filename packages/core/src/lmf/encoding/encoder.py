@@ -14,7 +14,6 @@ cuts, so honest conversations have the ids that ``apply_chat_template`` gives.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,7 @@ from ..errors import SHOWN, DataError, LmfError
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from ..templates.shield import Shield
 from ..templates.template import Piece, Template
-from .private import drop_prefix, plain_tokenizer
+from .private import plain_tokenizers, unknown_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,8 +38,8 @@ _SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust ha
 IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
 _THINK = "<think>"  # how a thought begins, in nearly all formats that have any
-CHUNK = 1000  # renderings at a time; what the tokenizer returns takes some 200 bytes a token
-AHEAD = 2  # chunks that the tokenizer may be busy with or have ready
+CHUNK = 500_000  # characters at a time; what the tokenizer returns takes some 200 bytes a token
+AHEAD = 1  # chunks that the tokenizer may have ready while it works on the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,8 @@ class Example:
     @property
     def trained(self) -> int:
         """The number of predictions that the loss counts; the first token is never predicted."""
-        predicted = self.labels[1:]
-        return len(predicted) - predicted.count(IGNORED)
+        labels = self.labels
+        return len(labels) - labels.count(IGNORED) - (labels[:1] not in ([], [IGNORED]))
 
     @property
     def weight(self) -> float:
@@ -176,15 +175,8 @@ class Encoder:
         self._shield = Shield(self._ids)
         self._constant = isinstance(template, Template)  # what such a template writes itself is always the same
         self._known: dict[tuple[str, float], tuple[str, _Fixed | None, str, str, str]] = {}  # by _constants
-        text = backend.to_str()
-        spec = json.loads(text)
-        model = spec["model"]
-        # what stands for text outside the vocabulary
-        self._unknown = model["unk_id"] if "unk_id" in model else backend.token_to_id(model.get("unk_token") or "")
-        plain = plain_tokenizer(text)
-        self._prefix = drop_prefix(spec)
-        # for a text that starts, and for one that continues
-        self._tokenizers = (plain, plain_tokenizer(json.dumps(spec)) if self._prefix else plain)
+        self._unknown = unknown_id(backend)
+        *self._tokenizers, self._prefix = plain_tokenizers(backend)
         first = tokenizer("a")["input_ids"][:1]
         self.start = self.bos if self.bos and first == [tokenizer.bos_token_id] else ""  # what opens a plain text
 
@@ -387,11 +379,9 @@ class Encoder:
 
         The tokenizer, which needs no interpreter, works on some chunks while the next is rendered.
         """
-        renderings = iter(renderings)
         waiting: deque[tuple[list[tuple[str, list[_Part]]], Future[dict[_Text, tuple[list[int], int]]]]] = deque()
         with ThreadPoolExecutor(1) as tokenizing:
-            while chunk := list(itertools.islice(renderings, CHUNK)):
-                texts = dict.fromkeys(part for _, parts in chunk for part in parts if isinstance(part, _Text))
+            for chunk, texts in _chunks(renderings):
                 waiting.append((chunk, tokenizing.submit(self._encode_texts, texts)))
                 if len(waiting) > AHEAD:
                     before, known = waiting.popleft()
@@ -436,6 +426,26 @@ class Encoder:
             cuts |= more
 
 
+def _chunks(
+    renderings: Iterable[tuple[str, list[_Part]]],
+) -> Iterator[tuple[list[tuple[str, list[_Part]]], dict[_Text, None]]]:
+    """Yield some renderings at a time, and what texts they have."""
+    chunk: list[tuple[str, list[_Part]]] = []
+    texts: dict[_Text, None] = {}
+    size = 0
+    for rendering in renderings:
+        chunk.append(rendering)
+        for part in rendering[1]:
+            if isinstance(part, _Text):
+                texts[part] = None
+                size += len(part.text)
+        if size >= CHUNK:
+            yield chunk, texts
+            chunk, texts, size = [], {}, 0
+    if chunk:
+        yield chunk, texts
+
+
 def _joined(
     renderings: Iterable[tuple[str, list[_Part]]], known: Mapping[_Text, tuple[list[int], int]]
 ) -> Iterator[Example]:
@@ -443,8 +453,7 @@ def _joined(
     for where, parts in renderings:
         ids: list[int] = []
         labels: list[int] = []
-        weights: list[float] = []
-        weighted = any(part.weight not in (0, 1) for part in parts)
+        weighted = False
         for part in parts:
             if isinstance(part, _Fixed):
                 found = part.ids
@@ -456,9 +465,16 @@ def _joined(
                 labels += found[:trained]
                 labels += [IGNORED] * (len(found) - trained)
             ids += found
-            if weighted:
-                weights += [part.weight] * len(found)
-        yield Example(ids, labels, where, weights if weighted else None)
+            weighted = weighted or part.weight not in (0, 1)
+        yield Example(ids, labels, where, _weights(parts, known) if weighted else None)
+
+
+def _weights(parts: Iterable[_Part], known: Mapping[_Text, tuple[list[int], int]]) -> list[float]:
+    """Return the weight of each token."""
+    weights: list[float] = []
+    for part in parts:
+        weights += [part.weight] * len(part.ids if isinstance(part, _Fixed) else known[part][0])
+    return weights
 
 
 def _only_last(conversation: Conversation) -> Conversation:

@@ -14,8 +14,6 @@ from typing import Any, Literal, overload
 from ..errors import LmfError
 from .encoder import IGNORED, Example
 
-_SMALL = 1 << 16  # ids below fit into two bytes
-
 
 class Examples(Sequence[Example]):
     """Examples that are made when they are asked for.
@@ -114,12 +112,14 @@ class Examples(Sequence[Example]):
 
     def add(self, example: Example) -> None:
         """Add an example; its labels are its tokens or -100."""
-        ids = example.ids
-        if self._ids.typecode == "H" and max(ids, default=0) >= _SMALL:
-            self._ids = array("I", self._ids)
         if example.weights is not None and self._weights is None:
             self._weights = array("f", [1.0]) * len(self._ids)
-        self._ids.extend(array(self._ids.typecode, ids))
+        ids = example.ids
+        try:
+            self._ids.fromlist(ids)  # all of them or none
+        except OverflowError:
+            self._ids = array("I", self._ids)
+            self._ids.fromlist(ids)
         self._counted.extend(map(operator.ne, example.labels, itertools.repeat(IGNORED)))
         if self._weights is not None:
             self._weights.extend([1.0] * len(ids) if example.weights is None else example.weights)

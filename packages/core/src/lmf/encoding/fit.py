@@ -108,7 +108,7 @@ def fit(
             kept = True
             learned.add(part)
             trained += count
-            ended += not ends.isdisjoint(part.labels[1:])
+            ended += _learns(part.labels, ends)
         if not kept:
             dropped[reason] += 1
             first.setdefault(reason, example.where)
@@ -143,6 +143,12 @@ def fit(
         truncated=0 if policy == "drop" else long - dropped[_NOTHING],
         ends=ended,
     )
+
+
+def _learns(labels: list[int], tokens: Set[int]) -> bool:
+    """Tell whether one of the tokens is learned; most often it stands at the end."""
+    last = labels[max(1, len(labels) - 3) :]
+    return not (tokens.isdisjoint(last) and tokens.isdisjoint(labels[1:]))
 
 
 def _shortened(example: Example, limit: int, policy: Overflow, ends: Set[int], bos: int | None) -> list[Example]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..conversation import Conversation, Record
+from ..data.records import Records
 from ..errors import SHOWN, DataError, LmfError
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
@@ -76,8 +78,7 @@ def encode_data(plan: Plan, report: Reporter) -> Material:
         for note in data.notes:
             report.note(note)
     if plan.stream:
-        encode = functools.partial(encoding.encoded, name="training")
-        train = Stream(plan.stream.records, encode, settings.shuffle_buffer, settings.seed)
+        train = Stream(plan.stream.records, encoding.of_block, settings.shuffle_buffer, settings.seed)
         surveys = [train.survey]
         report.table(f"training data, the first {train.survey.records:,} records", train.survey.rows())
     else:
@@ -129,7 +130,7 @@ class _Encoding:
     def __init__(self, plan: Plan, encoder: Encoder, criterion: Criterion, report: Reporter):
         self.plan, self.encoder, self.criterion, self.report = plan, encoder, criterion, report
 
-    def kept(self, records: list[Record], name: str) -> tuple[Examples, Survey]:
+    def kept(self, records: Records, name: str) -> tuple[Examples, Survey]:
         """Encode records, or take from the cache what the same records became before; tell what they are like."""
         key = self._key(records) if self.plan.settings.cache else ""
         found = store.load(key, self.report) if key else None
@@ -137,14 +138,18 @@ class _Encoding:
             self.report.note(f"{name} data: taken from the cache ({key[:12]})")
             records.clear()
         else:
-            found = self.encoded(records, name)
+            found = self._encoded(records.given_away(), len(records), name)
             if key:
                 store.save(key, *found, self.report)
         self.report.table(f"{name} data", found[1].rows())
         return found
 
-    def encoded(self, records: list[Record], name: str) -> tuple[Examples, Survey]:
-        """Encode records, and empty the list.
+    def of_block(self, records: Sequence[Record]) -> tuple[Examples, Survey]:
+        """Encode some of the records of a stream."""
+        return self._encoded(records, len(records), "training")
+
+    def _encoded(self, records: Iterable[Record], count: int, name: str) -> tuple[Examples, Survey]:
+        """Encode so many records.
 
         Raises:
             DataError: They cannot be learned from, or too many are to be dropped.
@@ -152,18 +157,18 @@ class _Encoding:
         settings, encoder, report = self.plan.settings, self.encoder, self.report
         encoder.refused.clear()
         encoder.split = 0
-        count = len(records)
-        examples, survey = fit(
-            self.criterion.encode(self._given_away(records), encoder),
-            settings.max_tokens,
-            settings.on_overflow,
-            name=name,
-            records=count,
-            ends=encoder.end_ids,
-            bos=encoder.bos_id,
-            refused=encoder.refused,
-            most_dropped=settings.max_dropped,
-        )
+        with _collecting_new():
+            examples, survey = fit(
+                self.criterion.encode(self._as_asked(records), encoder),
+                settings.max_tokens,
+                settings.on_overflow,
+                name=name,
+                records=count,
+                ends=encoder.end_ids,
+                bos=encoder.bos_id,
+                refused=encoder.refused,
+                most_dropped=settings.max_dropped,
+            )
         for note in encoder.refused[:SHOWN]:
             report.note(f"skipped: {note}")
         if encoder.split:
@@ -178,16 +183,14 @@ class _Encoding:
             )
         return examples, survey
 
-    def _given_away(self, records: list[Record]) -> Iterator[Record]:
-        """Yield records in order and forget them."""
-        records.reverse()
-        while records:
-            record = records.pop()
+    def _as_asked(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield records, without what the assistant thinks if the settings say so."""
+        for record in records:
             if self.plan.settings.reasoning == "disable" and isinstance(record.data, Conversation):
                 record = replace(record, data=without_reasoning(record.data))
             yield record
 
-    def _key(self, records: list[Record]) -> str:
+    def _key(self, records: Records) -> str:
         """Return the name in the cache of what these records become."""
         plan, encoder, settings = self.plan, self.encoder, self.plan.settings
         fitted = (settings.max_tokens, settings.on_overflow, settings.max_dropped, settings.on_bad_record)
@@ -202,6 +205,19 @@ class _Encoding:
                 "code": store.code_of(type(self.criterion)),
             }
         )
+
+
+@contextlib.contextmanager
+def _collecting_new() -> Iterator[None]:
+    """Let the garbage collector look only through what is made meanwhile; the libraries have a million objects."""
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _settle_template(

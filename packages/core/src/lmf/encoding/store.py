@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ WORTH = 500_000  # tokens; fewer are encoded again as quickly
 KEPT = 16  # entries; the least recently used go first
 
 
-def fingerprint(records: Sequence[Record]) -> str:
+def fingerprint(records: Iterable[Record]) -> str:
     """Return a hash of records: what they hold, where they come from, and their order."""
     found = hashlib.blake2b(digest_size=32)
     for record in records:

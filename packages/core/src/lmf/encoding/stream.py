@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..conversation import Record
@@ -49,7 +49,7 @@ class Stream:
     def __init__(
         self,
         records: Callable[[], Iterator[Record]],
-        encode: Callable[[list[Record]], tuple[Examples, Survey]],
+        encode: Callable[[Sequence[Record]], tuple[Examples, Survey]],
         block: int,
         seed: int,
     ):
