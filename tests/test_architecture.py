@@ -34,6 +34,7 @@ RUNNING = (
     *(
         "training.packing",
         "training.checkpoint",
+        "training.supply",
         "generate",
         "training.learner",
         "training.output",

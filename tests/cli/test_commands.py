@@ -254,11 +254,11 @@ class Acme:
     @staticmethod
     @hookimpl
     def lmf_commands():
-        return [Command(name="greet", app=greet), Command(name="plan", app=greet)]
+        what = "Greet [somebody]."
+        return [Command(name=name, summary=what, build=lambda: greet) for name in ("greet", "plan")]
 
 
 def greet(name: str = "world") -> None:
-    """Greet [somebody]."""
     print(f"Hello, {name}.")
 
 

@@ -37,7 +37,7 @@ EXAMPLES: dict[str, Any] = {
     ),
     "lmf_datasets": lmf.DataSet(name="acme", summary="Acme.", source="here", files=lambda: [Path("acme.json")]),
     "lmf_tasks": lmf.EvalTask(name="acme", source="here", version=1, problems=lambda folder: []),
-    "lmf_commands": lmf.Command(name="acme", app=lambda: None),
+    "lmf_commands": lmf.Command(name="acme", summary="Acme.", build=lambda: None),
 }
 
 

@@ -32,7 +32,7 @@ MaxTokens = Annotated[int, typer.Option(help=HELP["max_tokens"])]
 
 def data_group(plugins: Plugins) -> typer.Typer:
     """Return the commands ``lmf data ...``."""
-    app = application(cls=Group, no_args_is_help=True, help="Check, show and rewrite data, and download data sets.")
+    app = application(cls=Group, no_args_is_help=True)
 
     @app.command(cls=Command)
     def check(

@@ -46,7 +46,7 @@ def lazy_group(
     """Return a group of commands, one for each name in a registry, built when it is asked for.
 
     Args:
-        registry: What the commands are made from.
+        registry: What the commands are made from, each with its summary.
         make: Returns a Typer application for one item, or a function for one command.
         sections: The names to list, by their heading in ``--help``.
     """
@@ -64,11 +64,12 @@ def lazy_group(
                 app.command(cls=Command)(made)
             command = get_command(app)
             command.name = cmd_name
+            command.help = command.help or registry[cmd_name].summary
             return command
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             for heading, names in sections.items():
-                rows = [(name, self.get_command(ctx, name).get_short_help_str(200)) for name in names]
+                rows = [(name, registry[name].summary) for name in names]
                 if rows:
                     with formatter.section(heading):
                         formatter.write_dl(rows)

@@ -56,7 +56,6 @@ def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typ
         cls=Methods,
         no_args_is_help=True,
         callback=lambda: None,
-        help=goal.summary,
         subcommand_metavar="METHOD [FLAGS]...",
     )
 
@@ -68,7 +67,6 @@ def plan_group(plugins: Plugins) -> typer.Typer:
         cls=lazy_group(plugins.objectives, lambda goal: group(plugins, goal, show), sections),
         no_args_is_help=True,
         callback=lambda: None,
-        help="Check a run without starting it: lmf plan train lora ...",
         subcommand_metavar="OBJECTIVE METHOD [FLAGS]...",
     )
 
@@ -121,9 +119,7 @@ def _command(
         run(make_plan(plugins, *names, settings, goal_options, options, origins))
 
     kinds = {"Run": RunSettings, f"Objective {goal.name}": goal.options, f"Method {method.name}": method.options}
-    command = flags.command(kinds, call, HEADINGS, {"learning_rate": method.learning_rate})
-    command.__doc__ = method.summary
-    return command
+    return flags.command(kinds, call, HEADINGS, {"learning_rate": method.learning_rate})
 
 
 def _refuse_flag_of_another(plugins: Plugins, wanted: str, method: str) -> None:

@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 def plugin_group(plugins: Plugins) -> typer.Typer:
     """Return the commands ``lmf plugins`` and ``lmf plugins check``."""
-    app = application(help="Show the installed plugins and what they provide.")
+    app = application()
 
     @app.callback(invoke_without_command=True)
     def show(context: typer.Context, json: Json = False) -> None:
@@ -57,7 +57,6 @@ def models(plugins: Plugins) -> Callable[..., None]:
     """Return the command ``lmf models``."""
 
     def run(json: Json = False) -> None:
-        """Show the model families and the checkpoints that have a name."""
         from lmf.sources import checkpoints
 
         if json:
@@ -82,7 +81,6 @@ def doctor(plugins: Plugins) -> Callable[..., None]:
     """Return the command ``lmf doctor``."""
 
     def run(json: Json = False) -> None:
-        """Look for what commonly goes wrong; exit with 1 if something did."""
         findings = list(_examine(plugins))
         if json:
             print(jsonlib.dumps([{"ok": ok, "finding": text} for ok, text in findings], indent=2))

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from lmf import LmfError
+from lmf import LmfError, Plugins
 from lmf.runs import find_runs, read_log, read_run
 
 from .groups import application
@@ -18,7 +18,12 @@ from .listings import Json, table
 Folder = Annotated[Path, typer.Argument(help="Output folder of a run.")]
 Curve = Sequence[tuple[int, float]]  # (optimizer step, loss in nats per token)
 
-app = application(no_args_is_help=True, help="Show finished and interrupted runs.")
+app = application(no_args_is_help=True)
+
+
+def run_group(_: Plugins) -> typer.Typer:
+    """Return the commands ``lmf runs ...``, which need no plugins."""
+    return app
 
 
 @app.command("list")

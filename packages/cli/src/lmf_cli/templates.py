@@ -33,7 +33,7 @@ Model = Annotated[str | None, typer.Option(help="Model with the tokenizer whose 
 
 def template_group(plugins: Plugins) -> typer.Typer:
     """Return the commands ``lmf templates ...``."""
-    app = application(cls=Group, no_args_is_help=True, help="Show, compare and check conversation templates.")
+    app = application(cls=Group, no_args_is_help=True)
 
     @app.command("list", cls=Command)
     def show_all(json: Json = False) -> None:

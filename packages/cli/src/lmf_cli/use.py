@@ -26,7 +26,6 @@ def generate(plugins: Plugins) -> Callable[..., None]:
             str, typer.Option(help="A template by name, or a Jinja file; auto is the model's own.")
         ] = "auto",
     ) -> None:
-        """Print a model's reply to one message."""
         from lmf.runs import RUN_FILE
         from lmf.sources import find_model
         from lmf.templates.choose import named_template

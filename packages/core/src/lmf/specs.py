@@ -333,11 +333,14 @@ class Command:
 
     Attributes:
         name: The name in ``lmf NAME``.
-        app: A Typer application, or a function that Typer can turn into one.
+        summary: One line for ``lmf --help``.
+        build: Returns a Typer application, or a function that Typer can turn into one. It is called
+            when the command is, so what it imports costs nothing before.
     """
 
     name: str
-    app: Any
+    summary: str
+    build: Callable[[], Any]
 
 
 def _check_options(kind: str, name: str, options: type) -> None:

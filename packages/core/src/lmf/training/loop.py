@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import platform
@@ -25,7 +24,6 @@ from .. import generate
 from ..config import to_toml
 from ..encoding.encoder import Example
 from ..encoding.material import Material, encode_data
-from ..encoding.stream import Position, Stream
 from ..errors import ConfigError, DataError, Interrupted, LmfError
 from ..guard import Stop, lock
 from ..plan import Plan, check_output
@@ -44,6 +42,7 @@ from . import checkpoint, packing
 from .learner import Learner, load_learner
 from .output import check_saving, clear, save_model
 from .packing import Batch
+from .supply import supply_of
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -93,13 +92,9 @@ class _Run:
         groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        if isinstance(material.train, Stream):
-            assert self.settings.steps  # the plan has seen to it
-            self.per_epoch, self.steps = None, self.settings.steps
-        else:
-            self.per_epoch = packing.steps_per_epoch(len(material.train), self.settings.batch_size)
-            self.steps = self.settings.steps or max(1, _ceil(self.settings.epochs * self.per_epoch))
-        self.warmup = min(_ceil(self.settings.warmup * self.steps), self.steps - 1)
+        self.supply = supply_of(material.train, plan)
+        self.steps = self.supply.steps
+        self.warmup = min(math.ceil(round(self.settings.warmup * self.steps, 6)), self.steps - 1)
         self.done = 0
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
         self.since_best = 0  # evaluations since then
@@ -151,7 +146,7 @@ class _Run:
             tokens = sum(len(e.ids) for e in chunk)
             entry = {
                 "step": self.done,
-                "epoch": self._epoch(),
+                "epoch": self.supply.epoch(self.done),
                 **entry,
                 "learning_rate": self.rate * factor,
                 "tokens": tokens,
@@ -171,12 +166,8 @@ class _Run:
 
     def _chunks(self) -> Iterator[list[Example]]:
         """Yield the examples of each step that is left to do."""
-        train, settings = self.material.train, self.settings
-        if not isinstance(train, Stream):
-            yield from packing.batches(train, settings.batch_size, settings.seed, self.done, self.steps)
-            return
         try:
-            yield from itertools.islice(train.batches(settings.batch_size), self.steps - self.done)
+            yield from self.supply.batches(self.done)
         except DataError as error:
             if not self.done:
                 raise
@@ -186,14 +177,6 @@ class _Run:
                 f"{error}\nStopped after step {self.done} of {self.steps}; saved {self._save()}.\n"
                 f"Continue without such records: {again} --on-bad-record skip"
             ) from None
-
-    def _epoch(self) -> float:
-        """Return the passes over the data so far; with a stream, the whole ones."""
-        train = self.material.train
-        if isinstance(train, Stream):
-            return train.position.passed
-        assert self.per_epoch
-        return round(self.done / self.per_epoch, 4)
 
     def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
         """Do one optimizer step over the examples of all devices. Returns its loss and gradient norm."""
@@ -265,7 +248,7 @@ class _Run:
         return self.done > 0
 
     def _due(self, every: int | None) -> bool:
-        return self.done % (every or self.per_epoch or self.steps) == 0 or self.done == self.steps
+        return self.done % (every or self.supply.per_epoch or self.steps) == 0 or self.done == self.steps
 
     def _save(self) -> Path:
         if not all(p.isfinite().all() for p in self.model.parameters()):
@@ -278,16 +261,12 @@ class _Run:
                 lambda folder: self.learner.tuner.save(self.model, folder),
                 self.model,
                 self.optimizer,
-                {"best": self.best, "since_best": self.since_best, "position": self._position()},
+                {"best": self.best, "since_best": self.since_best, "position": self.supply.state()},
                 randoms,
             )
             checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
         self.accelerator.wait_for_everyone()
         return self._checkpoint(self.done)
-
-    def _position(self) -> dict[str, int] | None:
-        train = self.material.train
-        return dataclasses.asdict(train.position) if isinstance(train, Stream) else None
 
     def _checkpoint(self, step: int) -> Path:
         return self.output / checkpoint.FOLDER / checkpoint.name(step)
@@ -302,8 +281,7 @@ class _Run:
         self.learner.tuner.load(self.model, folder)
         state = checkpoint.load(folder, self.model, self.optimizer, self.accelerator.process_index)
         self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
-        if isinstance(self.material.train, Stream):
-            self.material.train.position = Position(**state["position"])
+        self.supply.restore(state["position"])
         if self.best and self.best["step"] and (problem := checkpoint.damage(self._checkpoint(self.best["step"]))):
             self.report.note(f"the best checkpoint, of step {self.best['step']}, is lost ({problem})")
             self.best = None
@@ -365,18 +343,10 @@ class _Run:
         if self.accelerator.is_main_process:
             save_model(self.learner, self.material, self.output)
         self._sample("after")
-        self._tell_of_stream()
+        for note in self.supply.notes():
+            self.report.note(note)
         self.record["ended"] = status
         self._write_record("finished")
-
-    def _tell_of_stream(self) -> None:
-        train, records = self.material.train, self.plan.stream
-        if isinstance(train, Stream) and records:
-            self.report.note(f"{train.read:,} records were read, {train.dropped:,} examples of them dropped")
-            for bad in records.first_bad:
-                self.report.note(f"skipped: {bad}")
-            if records.bad:
-                self.report.note(f"{records.bad:,} bad records were left out")
 
     def _load_best(self, step: int) -> None:
         if step == 0:
@@ -446,10 +416,6 @@ def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
     if kind == "linear":
         return 1.0 - progress
     return 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0
-
-
-def _ceil(steps: float) -> int:
-    return math.ceil(round(steps, 6))  # 1.1 epochs of 10 steps are 11.000000000000002
 
 
 def peak_memory(device: torch.device) -> int:
