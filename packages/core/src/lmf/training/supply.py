@@ -62,15 +62,16 @@ class _Whole:
     def __init__(self, examples: Examples, plan: Plan):
         settings = plan.settings
         self._examples, self._size, self._seed = examples, settings.batch_size, settings.seed
-        self.per_epoch = packing.steps_per_epoch(len(examples), settings.batch_size)
-        steps = round(settings.epochs * self.per_epoch, 6)  # 1.1 epochs of 10 steps are 11.000000000000002
+        self._pass = packing.steps_per_epoch(len(examples), settings.batch_size)
+        self.per_epoch: int | None = self._pass
+        steps = round(settings.epochs * self._pass, 6)  # 1.1 epochs of 10 steps are 11.000000000000002
         self.steps = settings.steps or max(1, math.ceil(steps))
 
     def batches(self, done: int) -> Iterator[list[Example]]:
         return packing.batches(self._examples, self._size, self._seed, done, self.steps)
 
     def epoch(self, done: int) -> float:
-        return round(done / self.per_epoch, 4)
+        return round(done / self._pass, 4)
 
     def state(self) -> None:
         return None
@@ -88,7 +89,8 @@ class _Streamed:
     def __init__(self, stream: Stream, plan: Plan):
         assert plan.settings.steps and plan.stream  # the plan has seen to it
         self._stream, self._records, self._size = stream, plan.stream, plan.settings.batch_size
-        self.steps, self.per_epoch = plan.settings.steps, None
+        self.steps = plan.settings.steps
+        self.per_epoch: int | None = None
 
     def batches(self, done: int) -> Iterator[list[Example]]:
         return itertools.islice(self._stream.batches(self._size), self.steps - done)
