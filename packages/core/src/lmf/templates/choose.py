@@ -61,7 +61,7 @@ def template_for(tokenizer: PreTrainedTokenizerBase, asked: AnyTemplate | None) 
 
 def complete(tokenizer: PreTrainedTokenizerBase, template: AnyTemplate) -> list[str]:
     """Give a tokenizer the tokens that it lacks for a template; return them."""
-    added = tokenizer.added_tokens_encoder
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}  # most often all of them
     missing = [token for token in template.tokens if token not in added and token not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
