@@ -126,6 +126,26 @@ def test_too_many_dropped_examples_are_an_error_that_names_the_first_of_each_kin
         kept(examples[:-1], 20, "drop", most_dropped=0.05, refused=["file:21: no"])
 
 
+def test_the_advice_fits_the_reasons_and_a_refused_record_is_named() -> None:
+    empty = Example([BOS, 5], [IGNORED] * 2, "file:20")
+    with pytest.raises(DataError) as told:
+        kept([talk(3), talk(3), empty], 20, "drop", most_dropped=0.1, refused=["file:21: no place for tools"])
+    assert str(told.value).splitlines() == [
+        "2 of 4 training examples would be dropped, more than --max-dropped 0.1 allows:",
+        "  1 without a token to learn, first file:20",
+        "  1 that the template refuses, first file:21: no place for tools",
+        "The loss counts the assistant's replies; see that there are some and that they come early enough.",
+        "Choose another --template, correct these records, or allow more with --max-dropped.",
+    ]
+
+
+@pytest.mark.parametrize("policy", ["truncate-left", "truncate-right", "split"])
+def test_what_is_dropped_is_not_counted_as_truncated(policy) -> None:
+    barren = Example([BOS] + [5] * 40, [IGNORED] * 41, "file:2")
+    assert kept([talk(3), barren], 20, policy)[1].truncated == 0
+    assert kept([talk(3), barren], 20, policy)[1].dropped == {"without a token to learn": 1}
+
+
 def test_a_set_without_anything_to_learn_is_an_error() -> None:
     with pytest.raises(DataError, match="None of the 2 training examples can be learned from:\n  2 longer than"):
         kept([talk(40), talk(40)], 20, "drop")

@@ -339,3 +339,24 @@ def test_a_weight_beyond_all_floats_is_refused():
 @pytest.mark.parametrize("keys", [{"train": False}, {"weight": 0}, {"weight": None}, {"reasoning": ""}])
 def test_saying_that_a_user_is_not_learned_does_no_harm(keys):
     assert read(HI | keys, HELLO).messages[0] == Message("user", "Hi")
+
+
+@pytest.mark.parametrize("where", ["arguments", "parameters"])
+def test_tools_may_be_nested_a_hundred_levels_deep_and_no_deeper(where):
+    def nested(levels: int) -> Any:
+        value: Any = {}
+        for _ in range(levels - 1):
+            value = {"a": value}
+        return value
+
+    def talk(value: Any) -> Conversation:
+        if where == "parameters":
+            return read(HI, HELLO, tools=[{"type": "function", "function": {"name": "f", "parameters": value}}])
+        call = {"type": "function", "function": {"name": "f", "arguments": value}}
+        return read(HI, {"role": "assistant", "tool_calls": [call]})
+
+    deepest = 100 if where == "arguments" else 98
+    talk(nested(deepest))
+    for levels in (deepest + 1, 600, 900, 100_000):
+        with pytest.raises(DataError, match="is nested more than 100 levels deep"):
+            talk(nested(levels))

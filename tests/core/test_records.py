@@ -53,6 +53,9 @@ def test_parts_of_any_length_are_joined_in_order():
     assert [joined[i] for i in (0, 2, 3, BLOCK + 7, -1)] == [expected[i] for i in (0, 2, 3, BLOCK + 7, -1)]
     joined.extend(numbered(2, BLOCK + 9))
     assert list(joined) == numbered(BLOCK + 11)
+    assert [joined[i] for i in (0, 2, 3, BLOCK + 10, -1)] == [
+        numbered(BLOCK + 11)[i] for i in (0, 2, 3, BLOCK + 10, -1)
+    ]
 
 
 def test_what_is_given_away_is_gone():
@@ -63,13 +66,22 @@ def test_what_is_given_away_is_gone():
     assert [next(given) for _ in range(BLOCK + 1)] == records[: BLOCK + 1]
     assert (len(packed), list(packed)) == (0, [])
     assert list(given) == records[BLOCK + 1 :]
-    assert len(blocks) == 3
+    assert len(blocks) == 2
+
+
+def test_many_small_parts_share_blocks():
+    """Each block takes memory pages of its own, of which a process may have some 65,000."""
+    packed = Records()
+    for record in numbered(BLOCK + 7):
+        packed.extend([record])
+    assert len(packed._blocks) == 1
+    assert list(packed) == numbered(BLOCK + 7)
 
 
 def test_values_that_are_nested_too_deeply_are_told_with_their_record():
     deep: dict = {}
     for _ in range(5000):
         deep = {"a": deep}
-    records = [*numbered(5), Record("b.jsonl:7", Conversation((REPLY,), (deep,))), *numbered(5)]
+    records = [*numbered(BLOCK - 5), Record("b.jsonl:7", Conversation((REPLY,), (deep,))), *numbered(5)]
     with pytest.raises(DataError, match=r"^b.jsonl:7: the record holds values that are nested too deeply\.$"):
         Records(records)

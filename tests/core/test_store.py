@@ -1,11 +1,16 @@
 """Encoded data that are kept: never those of other records, another tokenizer, template or setting."""
 
 import dataclasses
+import importlib
 import json
+import os
+import sys
+import time
 from pathlib import Path
 
 import lmf_sft
 import pytest
+from lmf import Criterion
 from lmf.encoding import store
 from lmf.encoding.material import Material, encode_data
 from lmf.report import Reporter
@@ -157,9 +162,40 @@ def test_another_chat_template_of_the_model_encodes_anew(data, tmp_path):
 
 def test_other_code_encodes_anew(tiny, data, tmp_path, monkeypatch):
     encoded(tiny, data, tmp_path / "out")
-    source = store.inspect.getsource
-    monkeypatch.setattr(store.inspect, "getsource", lambda module: source(module) + "# changed\n")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# changed\n" * (path.name == "encoder.py"))
     assert not encoded(tiny, data, tmp_path / "out")[1]
+
+
+def test_all_code_of_a_plugin_counts(tmp_path, monkeypatch):
+    package = tmp_path / "acme_goal"
+    (package / "inner").mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "from .goal import Goal",
+        "goal.py": "import lmf\nfrom .inner.helper import cut\nclass Goal(lmf.Criterion): pass",
+        "inner/helper.py": "def cut(ids): return ids",
+    }.items():
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    goal = importlib.import_module("acme_goal").Goal
+    before = store.code_of(goal)
+    assert before == store.code_of(goal) != store.code_of(Criterion)
+    (package / "inner/helper.py").write_text("def cut(ids): return ids[:1]")
+    assert store.code_of(goal) != before
+
+
+def test_an_objective_that_is_in_no_file_is_never_cached(monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    assert store.code_of(type("Goal", (Criterion,), {"__module__": "__main__"})) == []
+
+
+def test_what_an_ended_run_left_half_written_goes_after_a_day(tiny, data, tmp_path, cache):
+    old, new = cache / ".partial-old", cache / ".partial-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    encoded(tiny, data, tmp_path / "out")
+    assert not old.exists() and new.exists()
 
 
 @pytest.mark.parametrize("name", ["ids", "bounds", "examples.json", "survey.json"])

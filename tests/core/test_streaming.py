@@ -127,6 +127,24 @@ def test_a_file_of_bad_records_is_refused_even_if_they_may_be_left_out(tmp_path)
         ({"data": ("-",)}, "--streaming reads the data once for every pass; standard input ends after one."),
     ],
 )
+def test_the_first_problem_of_a_file_is_told_and_each_once(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"output": 1}\n{"output": 2}\n')
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text("\n")
+    with pytest.raises(DataError, match=r"bad\.jsonl holds no record that can be used; the first problem:\n.*:1: "):
+        streamed(str(bad), on_bad_record="skip")
+    good = numbered(tmp_path / "good.jsonl", 3)
+    (tmp_path / "good.jsonl").write_text('{"output": 1}\n' + (tmp_path / "good.jsonl").read_text())
+    with pytest.raises(DataError, match=r"blank\.jsonl holds no record that can be used\.$"):
+        streamed(good, str(blank), on_bad_record="skip")
+    records = streamed(good, on_bad_record="skip")
+    for _ in range(2):
+        assert len(list(records.records())) == 3
+    assert records.bad == 2
+    assert [problem.partition(": ")[0] for problem in records.first_bad] == [f"{good}:1"]
+
+
 def test_what_needs_all_records_at_once_is_refused(settings, message, tmp_path):
     names = settings.pop("data", (numbered(tmp_path / "a.jsonl", 3),))
     with pytest.raises(ConfigError) as refused:
@@ -245,6 +263,18 @@ def test_too_many_dropped_examples_in_a_block_end_the_run(tiny, tmp_path):
     data = talks(tmp_path / "talks.jsonl", 8)
     with pytest.raises(DataError, match=r"training examples would be dropped, more than --max-dropped 0\.05 allows"):
         run(tiny, data, tmp_path / "out", steps=2, **{**STREAMED, "max_tokens": 24})
+
+
+def test_limits_hold_for_all_that_was_read_and_not_for_a_short_last_block(tiny, tmp_path):
+    """The last block holds one record, which is too long; 1 of 41 may be dropped."""
+    data = talks(tmp_path / "talks.jsonl", 40)
+    long = {"messages": [{"role": "user", "content": "a " * 200}, {"role": "assistant", "content": "b"}]}
+    data.write_text(data.read_text() + json.dumps(long) + "\n", encoding="utf-8")
+    report = Notes()
+    settings = {**STREAMED, "shuffle_buffer": 20, "max_tokens": 100, "batch_size": 4}
+    out = run(tiny, data, tmp_path / "out", steps=13, report=report, **settings)
+    assert log(out)[-1]["epoch"] == 1
+    assert any("1 examples of them dropped" in note for note in report.notes)
 
 
 def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path):

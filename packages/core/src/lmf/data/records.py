@@ -30,38 +30,49 @@ class Records(Sequence[Record]):
     def __init__(self, records: Iterable[Record] = ()):
         self._blocks: list[mmap.mmap] = []
         self._ends: list[int] = []  # how many records there are up to the end of each block
+        self._rest: list[Record] = []  # the last ones, fewer than a block
         self.extend(records)
 
     def extend(self, records: Iterable[Record]) -> None:
         """Add records."""
-        if isinstance(records, Records):
+        if isinstance(records, Records) and records._blocks:
+            self._pack_rest()
             before = len(self)
             self._blocks += records._blocks
             self._ends += [before + end for end in records._ends]
-            return
+            records = records._rest
         records = iter(records)
-        while block := list(itertools.islice(records, BLOCK)):
-            self._blocks.append(_pack(block))
-            self._ends.append(len(self) + len(block))
+        while more := list(itertools.islice(records, BLOCK - len(self._rest))):
+            self._rest += more
+            if len(self._rest) == BLOCK:
+                self._pack_rest()
+
+    def _pack_rest(self) -> None:
+        if self._rest:
+            end = len(self)
+            self._blocks.append(_pack(self._rest))
+            self._ends.append(end)
+            self._rest = []
 
     def given_away(self) -> Iterator[Record]:
         """Yield the records in order and forget them."""
-        blocks = self._blocks[::-1]
+        blocks, rest = self._blocks[::-1], self._rest
         self.clear()
         while blocks:
             yield from pickle.loads(blocks.pop())
+        yield from rest
 
     def clear(self) -> None:
         """Forget all records."""
-        self._blocks.clear()
-        self._ends.clear()
+        self._blocks, self._ends, self._rest = [], [], []
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return (self._ends[-1] if self._ends else 0) + len(self._rest)
 
     def __iter__(self) -> Iterator[Record]:
         for block in self._blocks:
             yield from pickle.loads(block)
+        yield from self._rest
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -71,8 +82,9 @@ class Records(Sequence[Record]):
         if isinstance(index, slice):
             return list(self)[index]
         number = range(len(self))[index]
-        block = bisect_right(self._ends, number)
-        return pickle.loads(self._blocks[block])[number - self._ends[block]]
+        at = bisect_right(self._ends, number)
+        block = pickle.loads(self._blocks[at]) if at < len(self._blocks) else self._rest
+        return block[number - (self._ends[at] if at < len(self._ends) else len(self))]
 
 
 def joined_records(parts: Iterable[Records]) -> Records:
@@ -96,7 +108,12 @@ def _pack(records: list[Record]) -> mmap.mmap:
             _pack([record])  # raises for the one
         raise
     packed = out.getbuffer()
-    block = mmap.mmap(-1, len(packed))
+    try:
+        block = mmap.mmap(-1, len(packed))
+    except OSError as error:
+        raise DataError(
+            f"{records[0].where}: no memory for more records ({error.strerror}); try --streaming."
+        ) from None
     block[:] = packed
     return block
 

@@ -94,12 +94,16 @@ class RecordStream:
     def _read(self, item: Input) -> Iterator[tuple[Record, str]]:
         """Yield the records of one file, and the names of their formats."""
 
+        first = ""
+
         def report(line: int, problem: str) -> None:
+            nonlocal first
             bad = f"{item.path}:{line}: {problem}"
             if not self._skip:
                 raise DataError("\n".join([bad, *self._formats.hints()]))
+            first = first or bad
             self.bad += 1
-            if len(self.first_bad) < SHOWN:
+            if len(self.first_bad) < SHOWN and bad not in self.first_bad:
                 self.first_bad.append(bad)
 
         some = False
@@ -107,8 +111,9 @@ class RecordStream:
             some = True
             yield record, form.name
         if not some:
-            first = f"; the first problem:\n{self.first_bad[-1]}" if self.first_bad else "."
-            raise DataError(f"{item.path} holds no record that can be used{first}")
+            raise DataError(
+                f"{item.path} holds no record that can be used" + (f"; the first problem:\n{first}" if first else ".")
+            )
 
 
 def _check(settings: RunSettings) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..errors import DataError
+from ..errors import SHOWN, DataError
 from .encoder import IGNORED, Example
 from .examples import Examples
 
@@ -28,6 +28,7 @@ class Survey:
         dropped: Number of examples left out, by reason.
         truncated: Number of examples that were cut, or cut up.
         ends: Number of examples that learn where a reply or a text ends.
+        refused: The first records that the template refused, each with the reason.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Survey:
     dropped: dict[str, int]
     truncated: int
     ends: int
+    refused: list[str] = field(default_factory=list)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the account as rows of a table: what is counted, and the count."""
@@ -48,12 +50,54 @@ class Survey:
             ("records", f"{self.records:,}"),
             ("examples", f"{self.examples:,}"),
             ("tokens", f"{self.tokens:,}"),
-            ("trained tokens", f"{self.trained:,} ({self.trained / self.tokens:.0%})"),
+            ("trained tokens", f"{self.trained:,} ({self.trained / max(1, self.tokens):.0%})"),
             ("tokens an example", ", ".join(f"{at} {count:,}" for at, count in self.lengths.items())),
             ("dropped", f"{dropped:,}" + (f" ({reasons})" if dropped else "")),
             ("truncated", f"{self.truncated:,}"),
             ("ends trained", f"{self.ends:,} of {self.examples:,} examples"),
         ]
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of examples; of a stream, of all that was read of it so far.
+
+    Attributes:
+        limit: Longest example in tokens.
+        seen: Number of examples, and of records that the template refused.
+        learned: Number of examples that are learned from.
+        ends: Number of them that learn where a reply or a text ends.
+        dropped: Number of examples left out, by reason.
+        first: The first of them, by reason; of a record that was refused, with the template's own words.
+    """
+
+    limit: int
+    seen: int = 0
+    learned: int = 0
+    ends: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, where: str) -> None:
+        """Count an example that is left out."""
+        self.dropped[reason] += 1
+        self.first.setdefault(reason, where)
+
+    def check(self, name: str, most_dropped: float) -> None:
+        """Raise DataError if too much was dropped, or nothing is left."""
+        dropped, lines = self.dropped.total(), []
+        if not self.learned:
+            lines.append(f"None of the {self.seen:,} {name} examples can be learned from:")
+        elif dropped > most_dropped * self.seen:
+            lines.append(
+                f"{dropped:,} of {self.seen:,} {name} examples would be dropped, "
+                f"more than --max-dropped {most_dropped:g} allows:"
+            )
+        if lines:
+            for reason, count in self.dropped.items():
+                lines.append(f"  {count:,} {reason.format(limit=self.limit)}, first {self.first[reason]}")
+            lines += dict.fromkeys(_ADVICE[reason] for reason in self.dropped)
+            raise DataError("\n".join(lines))
 
 
 def fit(
@@ -67,6 +111,7 @@ def fit(
     bos: int | None = None,
     refused: Sequence[str] = (),
     most_dropped: float = 1.0,
+    account: Account | None = None,
 ) -> tuple[Examples, Survey]:
     """Bring examples to a length, leave out those without anything to learn, and count both.
 
@@ -81,57 +126,50 @@ def fit(
         bos: The token that begins a text, which ``truncate-left`` keeps.
         refused: The records that were refused before, known when the examples are all read; they count as dropped.
         most_dropped: Largest share of the examples that may be dropped.
+        account: What went before, of a stream; these examples are added to it.
 
     Raises:
-        DataError: Too much would be dropped, or nothing would be left.
+        DataError: Too much would be dropped, or nothing would be left, of the whole account.
     """
-    learned = Examples()
+    learned, account = Examples(), account or Account(limit)
+    before, ended = account.dropped.copy(), account.ends
     lengths: list[int] = []
-    dropped, first = Counter[str](), dict[str, str]()
-    long = ended = trained = 0
+    long = trained = truncated = 0
     longest = 0, ""
     for example in examples:
         length = len(example.ids)
         lengths.append(length)
-        parts, reason = [example], _BARREN
+        parts, reason = [example], BARREN
         if length > limit:
             long += 1
             longest = max(longest, (length, example.where))
             if example.weight:
                 parts = _shortened(example, limit, policy, ends, bos)
-                reason = _LONG if policy in ("drop", "error") else _NOTHING
-        kept = False
+                reason = LONG if policy in ("drop", "error") else NOTHING
+        kept = 0
         for part in parts:
             count = part.trained
             if not count or (part.weights and not part.weight):
                 continue
-            kept = True
+            kept += 1
             learned.add(part)
             trained += count
-            ended += _learns(part.labels, ends)
+            account.ends += _learns(part.labels, ends)
         if not kept:
-            dropped[reason] += 1
-            first.setdefault(reason, example.where)
+            account.drop(reason, example.where)
+        elif length > limit:
+            truncated += 1
     if long and policy == "error":
         raise DataError(
             f"{long:,} of {len(lengths):,} {name} examples are longer than --max-tokens {limit}; "
-            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE}"
+            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE[LONG]}"
         )
-    dropped[_REFUSED] = len(refused)
-    total = len(lengths) + len(refused)
-    told = "".join(
-        f"\n  {count:,} {reason.format(limit=limit)}" + (f", first {first[reason]}" if reason in first else "")
-        for reason, count in dropped.items()
-        if count
-    )
-    if not learned:
-        advice = _ADVICE if dropped[_LONG] or dropped[_NOTHING] else _NONE
-        raise DataError(f"None of the {total:,} {name} examples can be learned from:{told}\n{advice}")
-    if dropped.total() > most_dropped * total:
-        raise DataError(
-            f"{dropped.total():,} of {total:,} {name} examples would be dropped, "
-            f"more than --max-dropped {most_dropped:g} allows:{told}\n{_ADVICE}"
-        )
+    for problem in refused:
+        account.drop(REFUSED, problem)
+    account.seen += len(lengths) + len(refused)
+    account.learned += len(learned)
+    account.check(name, most_dropped)
+    dropped = account.dropped - before
     return learned, Survey(
         name=name,
         records=records,
@@ -139,9 +177,10 @@ def fit(
         tokens=sum(learned.lengths),
         trained=trained,
         lengths=percentiles(lengths),
-        dropped={reason.format(limit=limit): count for reason, count in dropped.items() if count},
-        truncated=0 if policy == "drop" else long - dropped[_NOTHING],
-        ends=ended,
+        dropped={reason.format(limit=limit): count for reason, count in dropped.items()},
+        truncated=truncated,
+        ends=account.ends - ended,
+        refused=list(refused[:SHOWN]),
     )
 
 
@@ -195,11 +234,16 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
 
 
-_REFUSED = "that the template refuses"
-_BARREN = "without a token to learn"
-_LONG = "longer than --max-tokens {limit}"
-_NOTHING = "with no whole reply within --max-tokens {limit}"
-_ADVICE = (
+REFUSED = "that the template refuses"
+BARREN = "without a token to learn"
+LONG = "longer than --max-tokens {limit}"
+NOTHING = "with no whole reply within --max-tokens {limit}"
+_SHORTER = (
     "Raise --max-tokens, choose --on-overflow truncate-right, truncate-left or split, or allow more with --max-dropped."
 )
-_NONE = "The loss counts the assistant's replies; see that there are some and that they come early enough."
+_ADVICE = {
+    REFUSED: "Choose another --template, correct these records, or allow more with --max-dropped.",
+    BARREN: "The loss counts the assistant's replies; see that there are some and that they come early enough.",
+    LONG: _SHORTER,
+    NOTHING: _SHORTER,
+}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation import Conversation, Record
 from ..data.records import Records
-from ..errors import SHOWN, DataError, LmfError
+from ..errors import DataError, LmfError
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
 from ..report import Reporter
@@ -22,7 +22,7 @@ from ..templates.jinja import AUTO, AnyTemplate
 from . import store
 from .encoder import Encoder
 from .examples import Examples
-from .fit import Survey, fit
+from .fit import Account, Survey, fit
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -129,27 +129,36 @@ class _Encoding:
 
     def __init__(self, plan: Plan, encoder: Encoder, criterion: Criterion, report: Reporter):
         self.plan, self.encoder, self.criterion, self.report = plan, encoder, criterion, report
+        self.streamed = Account(plan.settings.max_tokens)
 
     def kept(self, records: Records, name: str) -> tuple[Examples, Survey]:
         """Encode records, or take from the cache what the same records became before; tell what they are like."""
-        key = self._key(records) if self.plan.settings.cache else ""
+        key = self._key(records)
         found = store.load(key, self.report) if key else None
         if found:
             self.report.note(f"{name} data: taken from the cache ({key[:12]})")
             records.clear()
         else:
-            found = self._encoded(records.given_away(), len(records), name)
+            found = self._encoded(records.given_away(), len(records), name, Account(self.plan.settings.max_tokens))
             if key:
                 store.save(key, *found, self.report)
+        self.told(found[1])
         self.report.table(f"{name} data", found[1].rows())
         return found
 
-    def of_block(self, records: Sequence[Record]) -> tuple[Examples, Survey]:
-        """Encode some of the records of a stream."""
-        return self._encoded(records, len(records), "training")
+    def told(self, survey: Survey) -> None:
+        """Tell which records the template refused."""
+        for problem in survey.refused:
+            self.report.note(f"skipped: {problem}")
 
-    def _encoded(self, records: Iterable[Record], count: int, name: str) -> tuple[Examples, Survey]:
-        """Encode so many records.
+    def of_block(self, records: Sequence[Record]) -> tuple[Examples, Survey]:
+        """Encode some of the records of a stream; limits hold for all that was read of it."""
+        found = self._encoded(records, len(records), "training", self.streamed)
+        self.told(found[1])
+        return found
+
+    def _encoded(self, records: Iterable[Record], count: int, name: str, account: Account) -> tuple[Examples, Survey]:
+        """Encode so many records, which are added to an account.
 
         Raises:
             DataError: They cannot be learned from, or too many are to be dropped.
@@ -168,17 +177,16 @@ class _Encoding:
                 bos=encoder.bos_id,
                 refused=encoder.refused,
                 most_dropped=settings.max_dropped,
+                account=account,
             )
-        for note in encoder.refused[:SHOWN]:
-            report.note(f"skipped: {note}")
         if encoder.split:
             report.note(
                 f"{encoder.split:,} {name} conversations became an example for each reply: "
                 "the template rewrites earlier turns when a conversation goes on"
             )
-        if encoder.end_ids and encoder.learns_ends and not survey.ends:
+        if encoder.end_ids and encoder.learns_ends and not account.ends:
             raise DataError(
-                f"0 of {survey.examples:,} {name} examples train the token that ends a reply; the model would never "
+                f"0 of {account.learned:,} {name} examples train the token that ends a reply; the model would never "
                 "stop. Raise --max-tokens, or choose another --on-overflow."
             )
         return examples, survey
@@ -191,8 +199,11 @@ class _Encoding:
             yield record
 
     def _key(self, records: Records) -> str:
-        """Return the name in the cache of what these records become."""
+        """Return the name in the cache of what these records become; "" where nothing is to be kept."""
         plan, encoder, settings = self.plan, self.encoder, self.plan.settings
+        code = store.code_of(type(self.criterion))
+        if not (settings.cache and code):
+            return ""
         fitted = (settings.max_tokens, settings.on_overflow, settings.max_dropped, settings.on_bad_record)
         return store.key(
             {
@@ -202,7 +213,7 @@ class _Encoding:
                 "objective": [plan.plugins.objectives.qualified(plan.objective), repr(plan.objective_options)],
                 "reasoning": settings.reasoning,
                 "fit": fitted,
-                "code": store.code_of(type(self.criterion)),
+                "code": code,
             }
         )
 
@@ -210,7 +221,7 @@ class _Encoding:
 @contextlib.contextmanager
 def _collecting_new() -> Iterator[None]:
     """Let the garbage collector look only through what is made meanwhile; the libraries have a million objects."""
-    if gc.get_freeze_count():  # somebody else's
+    if gc.get_freeze_count() > _FROZEN:  # somebody else's
         yield
         return
     gc.freeze()
@@ -218,6 +229,9 @@ def _collecting_new() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+_FROZEN = gc.get_freeze_count()  # Python 3.12 begins with some
 
 
 def _settle_template(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .examples import Examples
 from .fit import Survey
 
 WORTH = 500_000  # tokens; fewer are encoded again as quickly
+_ABANDONED = 24 * 3600  # seconds after which nobody writes an entry any more
 KEPT = 16  # entries; the least recently used go first
 
 
@@ -41,13 +42,19 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 
 def code_of(criterion: type) -> list[str]:
-    """Return a hash of the source of all that makes tokens of records."""
+    """Return a hash of the source of all that makes tokens of records; nothing where that is in no file."""
     found = hashlib.blake2b(digest_size=32)
-    for folder in (Path(__file__).parent, Path(template.__file__).parent):
-        for file in sorted(folder.glob("*.py")):
-            found.update(file.read_bytes())
-    for module in dict.fromkeys(kind.__module__ for kind in criterion.__mro__ if kind is not object):
-        found.update(inspect.getsource(sys.modules[module]).encode())
+    files = [*Path(__file__).parent.glob("*.py"), *Path(template.__file__).parent.glob("*.py")]
+    for name in dict.fromkeys(kind.__module__.partition(".")[0] for kind in criterion.__mro__ if kind is not object):
+        module = sys.modules[name]
+        if not getattr(module, "__file__", None):  # a notebook, or python -c
+            return []
+        if name != "lmf":
+            files += (
+                Path(module.__file__).parent.rglob("*.py") if hasattr(module, "__path__") else [Path(module.__file__)]
+            )
+    for file in sorted(files):
+        found.update(file.read_bytes())
     return [found.hexdigest(), tokenizers.__version__]
 
 
@@ -87,8 +94,12 @@ def save(key: str, examples: Examples, survey: Survey, report: Reporter) -> None
         entries = sorted((e for e in folder.iterdir() if not e.name.startswith(".")), key=lambda e: e.stat().st_mtime)
         for old in entries[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+        for left in folder.glob(".partial-*"):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         report.note(f"the encoded data are not kept: {folder}: {error.strerror or error}")
+    finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)
 

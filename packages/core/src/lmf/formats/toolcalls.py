@@ -102,6 +102,7 @@ def _tool(path: str, item: Any) -> Mapping[str, Any]:
     _name(inner, function)
     if not isinstance(function.get("parameters"), dict | None):
         raise DataError(f"{inner}.parameters is {noun(function['parameters'])}; it must be an object, a JSON schema.")
+    _check_depth(path, whole)
     return whole
 
 
@@ -136,6 +137,7 @@ def _call(path: str, value: Any) -> ToolCall:
     arguments = {} if arguments in (None, "") else fields.unpacked(f"{inner}.arguments", arguments)
     if not isinstance(arguments, dict):
         raise DataError(f"{inner}.arguments is {noun(arguments)}; it must be an object, or its JSON text.")
+    _check_depth(f"{inner}.arguments", arguments)
     identity = value.get("id")
     return ToolCall(name, arguments, "" if identity is None else fields.text(f"{path}.id", identity))
 
@@ -149,8 +151,20 @@ def _name(path: str, function: Mapping[str, Any]) -> str:
     return name
 
 
+def _check_depth(path: str, value: Any) -> None:
+    """Raise DataError for a value that is nested so deeply that writing it would exhaust the interpreter's stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise DataError(f"{path} is nested more than {_DEEPEST} levels deep.")
+
+
 def _identity(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id} if call.id else {}
 
 
+_DEEPEST = 100
 _JSON = re.compile(r"\s*(\{|\[\s*[\{\]])")  # what begins like this is meant as JSON
