@@ -71,9 +71,47 @@ def test_check_with_a_model_counts_what_a_run_would_learn(folder, tiny):
     survey = json.loads(result.out)["encoded"]
     assert (survey["records"], survey["examples"], survey["ends"]) == (3, 4, 4)  # a pair is two examples
     assert survey["dropped"] == {}
-    table = rows(with_model("check", "alpaca_en.json", "--model", str(tiny), *CHATML, "--max-tokens", "60").out)
+
+
+def test_check_with_a_model_refuses_what_a_run_would_and_has_the_flags_that_it_advises(folder, tiny):
+    line = ("check", "alpaca_en.json", "--model", str(tiny), *CHATML, "--max-tokens", "60")
+    result = with_model(*line)
+    assert (result.code, result.out) == (4, "")
+    assert result.err.startswith(
+        "error: 1 of 2 data examples would be dropped, more than --max-dropped 0.05 allows:\n"
+        "  1 longer than --max-tokens 60, first alpaca_en.json:2\n"
+    )
+    table = rows(with_model(*line, "--max-dropped", "0.5").out)
     assert ["examples", "1"] in table
     assert ["dropped", "1", "(1", "longer", "than", "--max-tokens", "60)"] in table
+    assert ["truncated", "1"] in rows(with_model(*line, "--on-overflow", "truncate-left").out)
+    assert "1 of 2 data examples are longer than --max-tokens 60" in with_model(*line, "--on-overflow", "error").err
+
+
+def test_check_reads_a_record_of_several_kinds_as_training_does(folder):
+    alpaca = {"instruction": "a", "output": "b", "text": "c"}
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "text": "d"}
+    Path("a.jsonl").write_text(samples.lines(alpaca, alpaca))
+    Path("b.jsonl").write_text(samples.lines(pair))
+    table = rows(done("check", "a.jsonl", "b.jsonl"))
+    assert ["a.jsonl", "alpaca", "2"] in table
+    assert ["b.jsonl", "preference", "1"] in table
+    assert ["a.jsonl", "text", "2"] in rows(done("check", "a.jsonl", "--format", "text"))
+    assert json.loads(done("stats", "a.jsonl", "--json"))["formats"] == {"alpaca": 2}
+
+
+def test_check_refuses_keys_of_two_formats_of_one_kind(folder):
+    Path("a.jsonl").write_text(samples.lines({"instruction": "a", "output": "b", "prompt": "a", "completion": "b"}))
+    told = lmf_without_torch("data", "check", "a.jsonl")
+    assert told.code == 4
+    assert "fit the formats lmf-core:alpaca and lmf-core:completion; keep those of one" in told.err
+
+
+def test_check_shows_the_formats_of_every_kind_as_those_of_records(folder):
+    Path("a.jsonl").write_text(samples.lines({"foo": 1}))
+    told = lmf_without_torch("data", "check", "a.jsonl").err.splitlines()
+    assert told[:2] == ["error: a.jsonl:1: no data format has the keys 'foo'.", "Records come in these formats:"]
+    assert {"  alpaca", "  text", "  preference", "  ranking"} <= {line.partition(":")[0] for line in told}
 
 
 def test_check_names_records_that_a_template_refuses(folder, tiny):
@@ -228,6 +266,10 @@ def test_a_file_of_lmflow_is_counted_by_its_instances(folder):
         (2, "check kto_en.json --template chatml", "--template chatml needs --model: without its tokenizer nothing"),
         (2, "check kto_en.json --max-tokens 9", "--max-tokens 9 needs --model: without its tokenizer nothing"),
         (2, "check kto_en.json --max-tokens 1 --model x", "--max-tokens is 1; it must be at least 2."),
+        (2, "check kto_en.json --on-overflow split", "--on-overflow split needs --model: without its tokenizer"),
+        (2, "check kto_en.json --max-dropped 1", "--max-dropped 1.0 needs --model: without its tokenizer nothing"),
+        (2, "check kto_en.json --max-dropped 2 --model x", "--max-dropped is 2.0; it must be at most 1."),
+        (2, "check kto_en.json --on-overflow spilt --model x", "--on-overflow is 'spilt'; it must be one of error, "),
         (2, "check kto_en.json --model nosuch", "No model is called 'nosuch'."),
         (
             2,

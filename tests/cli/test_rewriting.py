@@ -114,11 +114,17 @@ def test_columns_are_renamed_before_anything_else(folder):
 
 
 def test_the_format_can_be_said_where_keys_fit_several(folder):
-    Path("both.jsonl").write_text(lines({"instruction": "Hi", "output": "Hello!", "text": "Hi Hello!"}))
-    told = refused(4, "convert", "both.jsonl", "a.jsonl", "--to", "messages")
-    assert "fit the formats lmf-core:alpaca and lmf-core:text" in told
-    done("convert", "both.jsonl", "a.jsonl", "--to", "messages", "--format", "alpaca")
+    both = {"instruction": "Hi", "output": "Hello!", "text": "Hi Hello!"}
+    Path("both.jsonl").write_text(lines(both))
+    done("convert", "both.jsonl", "a.jsonl", "--to", "messages")  # a conversation goes before a text
     assert [message["content"] for message in read("a.jsonl")[0]["messages"]] == ["Hi", "Hello!"]
+    done("convert", "both.jsonl", "b.jsonl", "--to", "text", "--format", "text")
+    assert read("b.jsonl") == [{"text": "Hi Hello!"}]
+    Path("three.jsonl").write_text(lines(both | {"messages": CALLED["conversations"]}))
+    told = refused(4, "convert", "three.jsonl", "c.jsonl", "--to", "text2text")
+    assert "fit the formats lmf-core:alpaca and lmf-core:messages; keep those of one, or say which" in told
+    done("convert", "three.jsonl", "c.jsonl", "--to", "text2text", "--format", "alpaca")
+    assert read("c.jsonl") == [{"input": "Hi", "output": "Hello!"}]
 
 
 def test_every_record_that_cannot_be_converted_is_named_up_to_a_number(folder):
@@ -260,6 +266,16 @@ def test_nothing_is_overwritten_unless_that_is_wanted(folder):
     assert read("kto_en.json") == [CREPES, NAMED]
 
 
+@pytest.mark.parametrize("other", ["./a.jsonl", "inner/../a.jsonl", "here/a.jsonl", "link.jsonl", "{folder}/a.jsonl"])
+def test_one_file_under_two_names_is_refused(folder, other):
+    Path("inner").mkdir()
+    Path("here").symlink_to(".")
+    Path("link.jsonl").symlink_to("a.jsonl")
+    other = other.format(folder=folder)
+    told = refused(2, "split", "numbers.jsonl", "a.jsonl", other, "--force")
+    assert told == f"a.jsonl and {other} are one file as an output; each part needs a file of its own."
+
+
 def test_a_file_can_be_rewritten_in_place(folder):
     done("sample", "numbers.jsonl", "numbers.jsonl", "-n", "10", "--force")
     assert len(read("numbers.jsonl")) == 10
@@ -299,6 +315,39 @@ def test_a_table_that_cannot_hold_a_record_is_refused(folder, record, suffix, to
     first = {"a": 1} if record == {"a": 10**30} else {"a": "y"}
     Path("odd.jsonl").write_text(lines(first, record))
     assert refused(4, "convert", "odd.jsonl", f"out.{suffix}").startswith(told)
+
+
+@pytest.mark.parametrize("numbers", [(2, 2.5), (2.5, 2)])
+def test_a_whole_number_never_becomes_a_fraction(folder, numbers):
+    pytest.importorskip("pyarrow")
+    calls = [{"tool_calls": [{"name": "f", "arguments": {"x": number}}]} for number in numbers]
+    for records in ([{"a": number} for number in numbers], calls):
+        Path("odd.jsonl").write_text(lines(*records))
+        told = refused(4, "convert", "odd.jsonl", "out.parquet")
+        odd = 1 + [type(number) for number in numbers].index(int)
+        assert told.startswith(f"out.parquet is a table with one type in each column and cannot hold record {odd} as")
+
+
+def test_truth_and_fractions_come_back_from_a_table_as_they_were(folder):
+    pytest.importorskip("pyarrow")
+    typed = lines({"flag": True, "count": 1, "share": 1.0}, {"flag": False, "count": 0, "share": 0.5})
+    Path("typed.jsonl").write_text(typed)
+    done("convert", "typed.jsonl", "out.parquet")
+    assert done("convert", "out.parquet", "-") == typed
+
+
+@pytest.mark.parametrize(
+    "words", ["convert days.parquet -", "split days.parquet a.jsonl -", "split days.parquet - a.json"]
+)
+def test_nothing_is_printed_or_written_if_a_later_record_cannot_be(folder, words):
+    import datetime
+
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    days = [None] * 9 + [datetime.date(2024, 2, 29)]
+    parquet.write_table(pyarrow.table({"text": [str(number) for number in range(10)], "day": days}), "days.parquet")
+    assert " cannot hold record " in refused(4, *words.split())
 
 
 def test_a_value_that_json_lacks_is_refused(folder):

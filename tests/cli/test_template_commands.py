@@ -169,6 +169,23 @@ def test_a_template_that_rewrites_earlier_turns_shows_each_reply_by_itself(folde
     assert [each["what"] for each in shown] == ["reply 1 of 2", "reply 2 of 2"]
 
 
+def test_a_thought_in_the_content_is_shown_as_reasoning_where_its_tags_are_special_tokens():
+    from lmf import Conversation, Message
+    from lmf.testing import tiny_tokenizer
+    from lmf_cli.templates import rendered
+
+    tokenizer = tiny_tokenizer(special=("<|endoftext|>", "<think>", "</think>", "<|im_start|>", "<|im_end|>"))
+    asked = Message("user", "a")
+    inside, outside = (
+        rendered(PLUGINS.templates["qwen3"], Conversation((asked, reply)), tokenizer)
+        for reply in (
+            Message("assistant", "<think>\nHm.\n</think>\n\nb"),
+            Message("assistant", "b", reasoning="Hm."),
+        )
+    )
+    assert inside == outside
+
+
 def test_tools_of_a_file_are_declared(folder):
     tool = {"name": "ring_bell", "description": "Ring.", "parameters": {"type": "object", "properties": {}}}
     Path("tools.json").write_text(json.dumps([tool]))
@@ -193,7 +210,32 @@ def test_a_file_is_rendered_with_the_tokens_of_a_model(folder, speaking):
 
 
 def test_templates_that_write_the_same_have_no_difference(folder):
-    assert done("diff", "chatml", "yi") == "chatml and yi write the same, and the same of it is learned\n"
+    assert done("diff", "chatml", "yi") == (
+        "chatml and yi write the same for the 5 samples that they have a place for, and the same of it is learned\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "samples"),
+    [
+        ("lmflow_llama2", "llama2_for_tool", ["the result of a call in words"]),
+        ("chatml", "qwen2_for_tool", ["the result of a call in words"]),
+        (
+            *("llama3", "llama3_for_tool"),
+            [
+                "the result of a call in words",
+                "white space around contents",
+                "white space around a system message",
+            ],
+        ),
+    ],
+)
+def test_templates_that_differ_in_tool_results_or_outer_white_space_are_told_apart(folder, name, other, samples):
+    result = lmf_without_torch("templates", "diff", name, other)
+    assert (result.code, result.err) == (1, "")
+    *lines, last = result.out.splitlines()
+    assert [line for line in lines if line.startswith("---")] == [f"--- {name}, {sample}" for sample in samples]
+    assert last == f"{name} and {other} differ for {len(samples)} of the 6 samples that either has a place for"
 
 
 def test_a_difference_is_shown_and_is_the_exit_code(folder):
@@ -227,7 +269,7 @@ def test_what_is_learned_differs_even_if_the_text_is_the_same(folder):
 
 
 def test_a_model_is_compared_with_a_template(folder, speaking):
-    result = templates("diff", "chatml", speaking)
+    result = templates("diff", "qwen2_for_tool", speaking)
     assert (result.code, result.err) == (0, "")
     assert templates("diff", speaking, "zephyr").code == 1
     assert templates("diff", "own.jinja", speaking).code == 0
@@ -285,7 +327,11 @@ def test_a_template_that_breaks_a_promise_fails(folder, speaking):
         (2, "render chatml --data alpaca_en.json --record 0", "--record is 0; it must be at least 1."),
         (2, "render chatml --data alpaca_en.json --record 3", "--record is 3; alpaca_en.json has 2 records."),
         (4, "render chatml --data text.txt", "text.txt:1: the record is a text; a template renders conversations."),
-        (4, "render chatml --data glaive_toolcall_en.json", "the template 'chatml' has no place for tools."),
+        (
+            4,
+            "render chatml --data glaive_toolcall_en.json",
+            "glaive_toolcall_en.json:2: the template 'chatml' has no place for tools.",
+        ),
         (4, "render qwen3 --tools nosuch.json", "nosuch.json cannot be read: No such file or directory."),
         (4, "render qwen3 --tools text.txt", "text.txt: not valid JSON at column 1: "),
         (4, "render qwen3 --tools five.json", "five.json: tools is the number 5; it must be a list."),

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from lmf import Conversation, DataError, JinjaTemplate, LmfError, Message, Plugins, Record, ToolCall, UnknownName
 from lmf.encoding.encoder import Encoder
-from lmf.templates.choose import named_template, own_template, with_reasoning, without_reasoning
+from lmf.templates.choose import Reasoning, named_template, own_template, with_reasoning, without_reasoning
 from lmf.templates.jinja import AnyTemplate
+from lmf.templates.sandbox import Program
+from lmf.templates.traits import traits
 from lmf.testing import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -83,6 +85,42 @@ def test_a_mark_that_takes_in_the_prompt_trains_only_what_is_generated() -> None
         "{% if add_generation_prompt %}A:{% endif %}"
     )
     assert shown(own(marked), TALK) == ["U:a;A:«b<|im_end|>»U:c;A:«d<|im_end|>»"]
+
+
+# marks what is said, but not the token behind it
+UNENDED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}{% else %}{{ m.content }}{% endfor %}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_mark_that_leaves_out_the_end_goes_on_to_it() -> None:
+    due = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n"
+    template = own(UNENDED)
+    assert shown(template, Conversation(TALK.messages[:2])) == [due]
+    assert shown(dataclasses.replace(template, steady=True), Conversation(TALK.messages[:2])) == [due]
+    spaced = own(UNENDED.replace("{% endif %}<|im_end|>", "{% endif %} <|im_end|>"))
+    assert "«b <|im_end|>»" in shown(spaced, TALK)[0]
+    # the end of a reply is marked, that of a call is not
+    calls = own(UNENDED.replace("{{ m.content }}{% endfor %}", "{{ m.content }}<|im_end|>{% endfor %}"))
+    called = Conversation((Message("user", "a"), Message("assistant", "", calls=(ToolCall("add", {}),))))
+    assert "«b<|im_end|>»" in shown(calls, TALK)[0]
+    assert "«add<|im_end|>»" in shown(calls, called)[0]
+
+
+def test_a_mark_that_no_end_follows_is_refused() -> None:
+    text = UNENDED.replace("{% endif %}<|im_end|>", "{% endif %}!<|im_end|>")
+    message = r"odel's own template ends messages\[1\] without '<\|im_end\|>'; the model would not learn to stop"
+    with pytest.raises(LmfError, match="The m" + message):
+        own(text)
+    for steady in (True, False):
+        template = dataclasses.replace(own(UNENDED), text=text, steady=steady)
+        with pytest.raises(DataError, match="the m" + message):
+            shown(template, TALK)
+    with pytest.raises(LmfError, match=r"does not mark messages\[1\] with {% generation %}\. Choose another"):
+        own(CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}")
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama2", "gemma", "zephyr", "alpaca", "mistral"])
@@ -182,6 +220,11 @@ def test_reasoning_can_be_left_out() -> None:
     )
     template = with_reasoning(own(text), "disable")
     assert without_reasoning(THOUGHT) == TALK
+    called = Message("assistant", "<think>hm</think>", calls=(ToolCall("add", {}),))
+    assert without_reasoning(Conversation((called,))).messages == (dataclasses.replace(called, content=""),)
+    for thought in (Message("assistant", "<think>hm</think>\n"), Message("assistant", " ", reasoning="hm")):
+        with pytest.raises(DataError, match=r"messages\[1\] is nothing but a thought; without it there is no reply"):
+            without_reasoning(Conversation((TALK.messages[0], thought)))
     inside = Message("assistant", "<think>\nhm\n</think>\n\nb")
     assert without_reasoning(Conversation((TALK.messages[0], inside))) == Conversation(TALK.messages[:2])
     quoting = Conversation((Message("user", "<think>a</think>b"), Message("assistant", "It is <think>a</think>.")))
@@ -228,6 +271,83 @@ def test_what_a_template_drops_or_refuses_is_an_error_with_the_record(
     assert len(encoder.refused) == 1 and encoder.refused[0].startswith(f"a.jsonl:7: {message}")
 
 
+# writes all there is; without one of its parts it drops that in silence
+EVERYTHING = (
+    "{% if tools %}{{ tools|tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.reasoning_content }}|{{ m.content }}{% for c in m.tool_calls %}"
+    "{{ c.function.name }}{{ c.function.arguments|tojson }};{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SEARCH = {"type": "function", "function": {"name": "search", "description": "Look it up.", "parameters": {}}}
+CATS, ASKED = ToolCall("search", {"q": "cats"}), Message("user", "Please search for cats. Look it up.")
+FOUND = (Message("tool", "sunny"), Message("assistant", "It is sunny."))
+
+
+@pytest.mark.parametrize(
+    ("part", "without", "talk", "message"),
+    [
+        ("tools|tojson", "''", Conversation((ASKED, FOUND[1]), (SEARCH,)), "has no place for tools ('search' is decl"),
+        ("tools|tojson", "tools[0].function.name", Conversation((ASKED, FOUND[1]), (SEARCH,)),
+         "drops the description of the tool 'search'. Choose another --template"),
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}",
+         Conversation((Message("system", "b"), *TALK.messages)), "drops the content of messages[0]"),
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}",
+         Conversation((ASKED, Message("assistant", "", calls=(CATS,)), *FOUND)), "drops the content of messages[2]"),
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}",
+         Conversation((ASKED, Message("assistant", "search()"), *FOUND)), "drops the content of messages[2]"),
+        ("{{ m.reasoning_content }}", "", Conversation((ASKED, Message("assistant", "b", "b"))),
+         "drops the reasoning of messages[1]"),
+        ("{{ m.content }}", "{{ m.content if not m.tool_calls }}",
+         Conversation((ASKED, Message("assistant", "search", calls=(CATS,)))), "drops the content of messages[1]"),
+        ("in m.tool_calls", "in (m.tool_calls or [])[:1]",
+         Conversation((ASKED, Message("assistant", "", calls=(CATS, CATS)))), "drops the tool calls of messages[1]"),
+        ("c.function.arguments|tojson", "''", Conversation((ASKED, Message("assistant", "", calls=(CATS,)))),
+         "drops the tool calls of messages[1]"),
+    ],
+    ids=["tools", "description", "system", "result", "result of words", "reasoning", "content", "calls", "arguments"],
+)  # fmt: skip
+def test_what_is_dropped_is_an_error_though_the_same_words_stand_elsewhere(
+    part: str, without: str, talk: Conversation, message: str
+) -> None:
+    assert shown(own(EVERYTHING), talk)
+    assert EVERYTHING.count(part) == 1
+    with pytest.raises(DataError, match=re.escape(f"the model's own template {message}")):
+        shown(own(EVERYTHING.replace(part, without)), talk)
+
+
+def test_what_a_template_writes_only_beside_something_else_is_refused_only_without_it() -> None:
+    text = EVERYTHING.replace("{% if tools %}", "{% if tools and messages[0].role == 'system' %}")
+    talk = Conversation((Message("system", "Be brief."), ASKED, FOUND[1]), (SEARCH,))
+    assert '"search"' in shown(own(text), talk)[0]
+    with pytest.raises(DataError, match="has no place for tools"):
+        shown(own(text), dataclasses.replace(talk, messages=talk.messages[1:]))
+
+
+def test_calls_without_declarations_are_no_place_for_tools() -> None:
+    assert traits(own(EVERYTHING)).tools
+    assert not traits(own(EVERYTHING.replace("tools|tojson", "''"))).tools
+
+
+def test_a_template_that_refuses_the_sample_is_judged_by_the_record() -> None:
+    text = "{% if messages[0].content.startswith('zq') %}{{ raise_exception('what?') }}{% endif %}" + CHATML
+    assert len(shown(own(text), TALK)) == 1
+
+
+def test_what_a_template_has_a_place_for_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, count, render = own(EVERYTHING), 0, Program.render
+
+    def counted(*args: object) -> object:
+        nonlocal count
+        count += 1
+        return render(*args)  # type: ignore[arg-type]
+
+    shown(template, TALK)
+    monkeypatch.setattr(Program, "render", counted)
+    for _ in range(3):
+        shown(template, TALK)
+    assert count == 3 * 4  # each reply with what stands before it, and its prompt
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -248,6 +368,21 @@ def test_a_chat_template_that_cannot_be_learned_from_is_refused_with_the_reason(
         own_template(tokenizer_with(text))
     assert str(told.value).startswith(message)
     assert "Choose another --template." in str(told.value)
+
+
+def test_white_space_ends_no_reply_even_where_it_is_an_added_token() -> None:
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    text += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = tokenizer_with(text.replace("\n{%", "\n\n{%"))
+    tokenizer.add_tokens(["\n", "\n\n"])
+    with pytest.raises(LmfError, match=r"ends a reply with '\\n\\n', where no token ends it"):
+        own_template(tokenizer)
+    tokenizer.chat_template = text.replace("\n{%", "\n[end]\n{%")
+    tokenizer.add_tokens(["[end]"])
+    template = own_template(tokenizer)
+    assert template is not None and template.stop == ("[end]",)
+    (example,) = Encoder(tokenizer, template).examples([Record("here", TALK)])
+    assert tokenizer.decode([label for label in example.labels if label >= 0]) == "b\n[end]d\n[end]"
 
 
 def test_of_several_chat_templates_the_one_for_tools_is_taken_where_tools_are() -> None:
@@ -294,3 +429,63 @@ def test_a_reply_can_be_begun() -> None:
         begun = encoder.prompt([Message("user", "a")], prefill="the user")
         assert whole.ids[: len(begun)] == begun
         assert tokenizer.decode(begun) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nthe user"
+
+
+PREFILLS = ["<", "e", "end|>", "<|im_end|>", "\n", " ", "Sure, ", "the user\n\n", "{", "\\", "\U0003134a"]
+
+
+@pytest.mark.parametrize("prefill", PREFILLS)
+def test_the_beginning_of_a_reply_is_written_as_it_is_given_and_nothing_behind_it(prefill: str) -> None:
+    trimming = own(CHATML.replace("m.content", "(m.content | trim)"))
+    for template in (own(CHATML), trimming, *(PLUGINS.templates[name] for name in ("chatml", "plain", "yi"))):
+        encoder = Encoder(tokenizer_with(None), template)
+        asked = encoder.prompt([Message("user", "a")])
+        begun = encoder.prompt([Message("user", "a")], prefill=prefill)
+        assert begun[: len(asked)] == asked
+        reply = begun[len(asked) :]
+        assert tokenizer_with(None).decode(reply) == (prefill.lstrip() if template is trimming else prefill)
+        assert encoder.control_ids.isdisjoint(reply)
+
+
+TAGGED = ("<|endoftext|>", "<think>", "</think>", "<|im_start|>", "<|im_end|>")
+THINKERS = ("qwen3", "qwen_qwq", "deepseek_r1", "deepseek_r1_distill", "smollm3", "granite", "gpt_oss")
+MODES = [*((name, "keep") for name in THINKERS), ("qwen3", "strip"), ("qwen3", "disable"), ("smollm3", "disable")]
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+def test_a_thought_in_the_content_is_reasoning_also_where_its_tags_are_special_tokens(name: str, mode: Reasoning):
+    template = with_reasoning(PLUGINS.templates[name], mode)
+    special = dict.fromkeys((*TAGGED[:-1], *template.tokens, "<|im_end|>"))
+    encoder = Encoder(tiny_tokenizer(special=list(special)), template)
+
+    def ids(first: Message, second: Message) -> list[list[int]]:
+        talk = Conversation((Message("user", "Why? </think>"), first, Message("user", "And?"), second))
+        return [each.ids for each in encoder.examples([Record("here", talk)])]
+
+    inside, outside = (
+        [Message("assistant", form.format(text), reasoning=text * apart) for text in ("Hm.", "Well.")]
+        for form, apart in (("<think>\n{}\n</think>\n\nSo.", False), ("So.", True))
+    )
+    assert ids(*inside) == ids(*outside)
+
+
+def test_a_template_without_a_place_for_thoughts_writes_one_in_the_content_as_text() -> None:
+    talk = Conversation((Message("user", "a"), Message("assistant", "<think>hm</think>b")))
+    tokenizer = tiny_tokenizer(special=TAGGED)
+    for template in (PLUGINS.templates["qwen2_5"], PLUGINS.templates["chatml"], own(CHATML)):
+        encoder = Encoder(tokenizer, template)
+        (example,) = encoder.examples([Record("here", talk)])
+        assert "assistant\n<think>hm</think>b<|im_end|>" in tokenizer.decode(example.ids)
+        assert not {1, 2}.intersection(example.ids)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1"])
+def test_a_thought_whose_tags_are_special_tokens_can_be_begun(name: str) -> None:
+    template = PLUGINS.templates[name]
+    special = dict.fromkeys((*TAGGED[:-1], *template.tokens, "<|im_end|>"))
+    encoder = Encoder(tiny_tokenizer(special=list(special)), template)
+    talk = Conversation((Message("user", "Why?"), Message("assistant", "So.", reasoning="First, of all.")))
+    (whole,) = encoder.examples([Record("here", talk)])
+    for prefill in ("<think>\nFirst,", "<think>\nFirst, of all.\n</think>\n\nSo"):
+        begun = encoder.prompt([Message("user", "Why?")], prefill=prefill)
+        assert whole.ids[: len(begun)] == begun

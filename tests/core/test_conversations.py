@@ -273,6 +273,23 @@ REFUSED = {
     ),
     "half a preference": (messages(HI, HELLO, chosen="x"), "chosen: a preference needs both, chosen and rejected."),
     "a weight": (alpaca(weight=0.5), "weight: only assistant messages have a weight; write it there."),
+    "judged in words": (messages(HI, HELLO, label="true"), "label is the text 'true'; it must be true or false."),
+    "tools of a message": (
+        sharegpt({"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!", "tools": '[{"name": "add"}]'}),
+        "conversations[1].tools: a message has none; write it in the record, beside the messages.",
+    ),
+    "system of a message": (
+        messages(HI | {"system": "Be brief."}, HELLO),
+        "messages[0].system: a message has none; write it in the record, beside the messages.",
+    ),
+    **{
+        f"prompt with {key}": (
+            ("prompt", {"prompt": "Hi", key: "Hello!"}),
+            f"{key}: a prompt has no reply; --columns prompt=prompt,completion={key} to learn it, "
+            "--columns prompt=prompt to leave it out.",
+        )
+        for key in ("response", "output", "answer")
+    },
     "judged": (text2text(label=False), "label: records with these keys are not judged; write them as messages."),
 }
 
@@ -284,6 +301,11 @@ def test_a_bad_record_is_refused_with_its_key_and_cause(case: tuple[str, dict[st
     with pytest.raises(DataError) as caught:
         NAMES[name].read(record)
     assert str(caught.value) == words
+
+
+def test_a_prompt_may_have_the_column_of_a_reply_that_is_empty():
+    for key in ("response", "output", "answer"):
+        assert NAMES["prompt"].read({"prompt": "Hi", key: ""}) == Conversation((ASKED,))
 
 
 EMPTY = {

@@ -23,6 +23,7 @@ READ = {
     "lines": ("a.jsonl", GOOD + b"\n" + GOOD + b"\n", [1, 2]),
     "no line end at the end": ("a.jsonl", GOOD + b"\n" + GOOD, [1, 2]),
     "ndjson": ("a.ndjson", GOOD, [1]),
+    "jsonlines": ("a.jsonlines", GOOD, [1]),
     "upper-case suffix": ("A.JSONL", GOOD, [1]),
     "blank lines": ("a.jsonl", b"\n \t\n" + GOOD + b"\n\n" + GOOD + b"\n\n", [3, 5]),
     "white space around": ("a.jsonl", b" \t" + GOOD + b"  \n", [1]),
@@ -261,7 +262,7 @@ def test_a_folder_without_data_files_is_refused(plugins, write):
     write("d/README.md", b"")
     write("d/train/a.jsonl", GOOD)
     message = refusal(plugins, "d")
-    assert message.startswith("d holds no data files; lmf reads .json, .jsonl, .ndjson, .csv, .tsv, .txt, .md,")
+    assert message.startswith("d holds no data files; lmf reads .json, .jsonl, .jsonlines, .ndjson, .csv, .tsv,")
     assert message.endswith("Name one of its folders: train.")
 
 
@@ -272,12 +273,43 @@ def test_a_folder_is_refused_rather_than_read_in_part(plugins, write):
     assert refusal(plugins, "d") == refusal(plugins, "d/*") == message
 
 
+ALIEN = "b.tgz b.tar.gz b.jsonl.lz4 b.jsonl.bz2 b.rar b.pkl b.XML b.html b.pdf b.npz b.h5 b.xls"
+UNSAID = "b.gz b.zst b.2024.gz part-00000.gz"
+
+
+@pytest.mark.parametrize("name", [*ALIEN.split(), *UNSAID.split()])
+def test_data_that_cannot_be_read_are_never_passed_over(plugins, write, name):
+    write("d/a.jsonl", GOOD)
+    write(f"d/{name}", b"")
+    advice = "convert it to JSON Lines or move it away."
+    if name in UNSAID.split():
+        stem, _, packing = name.rpartition(".")
+        advice = f"say in its name what is packed, such as {stem}.jsonl.{packing}, or move it away."
+    assert refusal(plugins, "d") == refusal(plugins, "d/*") == f"d holds {name}, which lmf cannot read; {advice}"
+
+
+def test_what_is_no_data_may_lie_beside_data(plugins, write):
+    write("d/a.jsonl", GOOD)
+    for name in ("a.png", "load.py", "a.jsonl.sha256", "LICENSE", "run.log", "config.yaml", "Makefile", ".b.pkl"):
+        write(f"d/{name}", b"")
+    for name in ("d", "d/*"):
+        assert [str(source.path) for source in read([name], "conversation", plugins).sources] == ["d/a.jsonl"]
+
+
 def test_what_describes_the_data_of_a_folder_is_no_data(plugins, write):
-    for name in ("README.md", "dataset_info.json", "dataset_dict.json"):
+    for name in ("dataset_info.json", "dataset_dict.json"):
         write(f"d/{name}", b"{}")
     write("d/a.jsonl", GOOD)
     for name in ("d", "d/*", "d/*.json*"):
         assert [str(source.path) for source in read([name], "conversation", plugins).sources] == ["d/a.jsonl"]
+
+
+def test_a_readme_is_a_document_where_a_pattern_matches_it(plugins, write):
+    for name in ("a.md", "README.md", "in/README.md"):
+        write(f"d/{name}", b"Read me.")
+    found = {"d": ["d/a.md"], "d/*.md": ["d/README.md", "d/a.md"], "d/**/README.md": ["d/README.md", "d/in/README.md"]}
+    for name, files in found.items():
+        assert [str(source.path) for source in read([name], "text", plugins).sources] == files
 
 
 def test_a_pattern_is_the_files_that_match_sorted(plugins, write):
@@ -326,7 +358,7 @@ def test_a_broken_link_in_a_folder_is_not_passed_over(plugins, write, tmp_path):
 )
 def test_an_unknown_suffix_is_refused_with_the_known_ones(plugins, write, name, suffix):
     message = refusal(plugins, write(name, GOOD))
-    known = ".json, .jsonl, .ndjson, .csv, .tsv, .txt, .md, .markdown, each also with .gz and .zst"
+    known = ".json, .jsonl, .jsonlines, .ndjson, .csv, .tsv, .txt, .md, .markdown, each also with .gz and .zst"
     assert message.startswith(f"{name} has the suffix {suffix!r}; lmf reads {known}, and .parquet, .arrow, .feather.")
     assert ("Convert it to JSON Lines." in message) == (name in ("a.xlsx", "a.tar.gz"))
 
@@ -443,6 +475,31 @@ def test_a_data_set_of_dataset_info_is_read_with_its_columns_and_tags(plugins, d
     ]
     monkeypatch.chdir(described)
     assert read(["talk", "dataset_info.json:qa"], "conversation", plugins).records[1] == Record("qa.json:1", SAID)
+
+
+def test_records_without_named_columns_keep_all_their_keys(plugins, described):
+    said = {"instruction": "Hi", "input": "", "output": "Hello!"}
+    talk = [{"who": "human", "value": "Hi"}, {"who": "gpt", "value": "Hello!"}]
+    plain = {"file_name": "a.json"}
+    tagged = {"file_name": "a.json", "formatting": "sharegpt", "tags": {"role_tag": "who"}}
+    for entry, record, name, told in (
+        (plain, said | {"system": "Be brief."}, "alpaca", None),
+        (plain, said | {"kto_tag": False}, "alpaca-unpaired", "the record is a judged reply (format alpaca-unpaired)"),
+        (plain, said | {"images": ["a.png"]}, None, "images: lmf learns from text only"),
+        (tagged, {"conversations": talk, "system": "Be brief."}, "sharegpt", None),
+        (tagged, {"conversations": talk, "kto_tag": False}, "sharegpt-unpaired", "the record is a judged reply"),
+        (tagged, {"conversations": talk, "images": ["a.png"]}, None, "images: lmf learns from text only"),
+    ):
+        Path("sets/dataset_info.json").write_text(json.dumps({"it": entry}))
+        Path("sets/a.json").write_text(json.dumps([record]))
+        if told:
+            assert told in refusal(plugins, "sets/dataset_info.json:it")
+        if name:
+            data = read(["sets/dataset_info.json:it"], "unpaired" if told else "conversation", plugins)
+            assert data.sources[0].format == name
+            if not told:
+                (read_record,) = data.records
+                assert read_record.data.messages[0] == Message("system", "Be brief.")
 
 
 def test_what_dataset_info_does_not_describe_is_refused(plugins, described, monkeypatch):

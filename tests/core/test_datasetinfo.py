@@ -142,6 +142,31 @@ def test_one_column_alone_is_a_text_or_a_prompt_as_the_objective_has_it():
     assert find(renamed, "prompt").read(renamed) == Conversation((Message("user", "Once."),))
 
 
+TALK = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+UNNAMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "system and history": ({}, {"system": "x", "history": [["a", "b"]], "instruction": "Hi", "output": "Hello!"}),
+    "a judgement": ({}, {"instruction": "Hi", "output": "What?", "kto_tag": False}),
+    "a preference": ({}, {"instruction": "Hi", "chosen": "Hello!", "rejected": "What?"}),
+    "tools": ({"formatting": "sharegpt"}, {"conversations": TALK, "tools": '[{"name": "add"}]'}),
+    "a judged talk": ({"formatting": "sharegpt"}, {"conversations": TALK, "kto_tag": False}),
+    "a note": ({"formatting": "openai"}, {"conversations": TALK, "id": 1}),
+}
+
+
+@pytest.mark.parametrize(("described", "record"), UNNAMED.values(), ids=UNNAMED)
+def test_without_columns_the_records_are_read_as_they_are(described, record):
+    found = entry({"it": {"file_name": "a.json", **described}}, "it")
+    assert (found.columns, found.tags) == ({}, {})
+
+
+@pytest.mark.parametrize("record", [record for described, record in UNNAMED.values() if described])
+def test_with_tags_alone_no_key_is_lost(record):
+    found = entry({"it": {"file_name": "a.json", "formatting": "sharegpt", "tags": CHAT}}, "it")
+    spoken = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    renamed = rename({**record, "conversations": spoken, "images": ["a.png"]}, found.columns, found.tags)
+    assert renamed == {**record, "images": ["a.png"]}
+
+
 BAD = {
     "a list": ([], "it", "dataset_info.json is a list; it must be an object."),
     "an unknown name": (
@@ -180,6 +205,21 @@ BAD = {
         {"it": {"file_name": "a.json", "ranking": "yes"}},
         "it",
         "it.ranking is the text 'yes'; it must be true or false.",
+    ),
+    "a ranking of talks without columns": (
+        {"it": {"file_name": "a.json", "formatting": "sharegpt", "ranking": True}},
+        "it",
+        "it.ranking is true, but it.columns names no chosen and no rejected; name both.",
+    ),
+    "a ranking of talks with other columns": (
+        {"it": {"file_name": "a.json", "formatting": "openai", "ranking": True, "columns": {"messages": "talk"}}},
+        "it",
+        "it.ranking is true, but it.columns names no chosen and no rejected; name both.",
+    ),
+    "half a ranking": (
+        {"it": {"file_name": "a.json", "ranking": True, "columns": {"prompt": "a", "response": "b", "chosen": "c"}}},
+        "it",
+        "it.ranking is true, but it.columns names no rejected; name both.",
     ),
     "a column that is no text": (
         {"it": {"file_name": "a.json", "columns": {"prompt": 1}}},

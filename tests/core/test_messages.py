@@ -155,6 +155,19 @@ def test_lmflow_calls_by_the_role_function_and_answers_by_observation():
     assert talk.messages[1:5] == said + said
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("function", "if it is a tool's result, give it the key 'name'."),
+        ("function_call", "write the call into messages[1], as tool_calls."),
+    ],
+)
+def test_a_call_behind_a_reply_is_refused_by_the_role_that_was_written(name, remedy):
+    assert refusal(HI, HELLO, {"role": name, "content": "5"}, HELLO) == (
+        f"messages[2]: the role {name} is a call by the assistant and cannot follow assistant; {remedy}"
+    )
+
+
 def test_sharegpt_calls_by_json_in_a_turn_of_its_own():
     one = {"from": "function_call", "value": ' {"name": "add", "arguments": {"a": 1}}'}
     two = {"from": "function_call", "value": '[{"name": "add", "arguments": "{}"}, {"name": "sub", "arguments": {}}]'}

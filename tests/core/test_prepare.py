@@ -125,6 +125,27 @@ def test_generation_ends_where_the_template_ends_a_reply(tiny, data, tmp_path):
     assert config.pad_token_id == material.tokenizer.eos_token_id
 
 
+def test_a_reply_that_is_nothing_but_a_thought_is_refused_where_none_is_wanted(tiny, data, tmp_path):
+    thought = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>hm</think>"}]
+    lines = data.read_text().splitlines()
+    lines[2:2] = [json.dumps({"messages": thought})] * 22
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError) as told:
+        encode_data(plan(tiny, file, tmp_path / "out", reasoning="disable"), Reporter())
+    first, *_, last = str(told.value).splitlines()
+    assert first == (
+        f"{file}:3: messages[1] is nothing but a thought; without it there is no reply to learn. "
+        "Leave the record out, or choose another --reasoning."
+    )
+    assert (len(str(told.value).splitlines()), last) == (21, "... and 2 more")
+    report = Notes()
+    skipping = plan(tiny, file, tmp_path / "out", reasoning="disable", on_bad_record="skip", max_dropped=1)
+    assert len(encode_data(skipping, report).train) == 12
+    assert f"skipped: {first}" in report.notes
+    assert len(encode_data(plan(tiny, file, tmp_path / "out"), Reporter()).train) == 34
+
+
 # New tokens
 
 

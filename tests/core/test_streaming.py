@@ -117,16 +117,6 @@ def test_a_file_of_bad_records_is_refused_even_if_they_may_be_left_out(tmp_path)
         streamed(str(tmp_path / "a.jsonl"), on_bad_record="skip")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": None}, "--streaming: the data may have no end; say how long to train: --steps."),
-        ({"dedup": True}, "--streaming and --dedup: that needs all records at once"),
-        ({"max_samples": 3}, "--streaming and --max-samples: that needs all records at once"),
-        ({"eval_split": 0.1}, "--streaming and --eval-split: records are never all there to choose from"),
-        ({"data": ("-",)}, "--streaming reads the data once for every pass; standard input ends after one."),
-    ],
-)
 def test_the_first_problem_of_a_file_is_told_and_each_once(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"output": 1}\n{"output": 2}\n')
@@ -145,6 +135,16 @@ def test_the_first_problem_of_a_file_is_told_and_each_once(tmp_path):
     assert [problem.partition(": ")[0] for problem in records.first_bad] == [f"{good}:1"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": None}, "--streaming: the data may have no end; say how long to train: --steps."),
+        ({"dedup": True}, "--streaming and --dedup: that needs all records at once"),
+        ({"max_samples": 3}, "--streaming and --max-samples: that needs all records at once"),
+        ({"eval_split": 0.1}, "--streaming and --eval-split: records are never all there to choose from"),
+        ({"data": ("-",)}, "--streaming reads the data once for every pass; standard input ends after one."),
+    ],
+)
 def test_what_needs_all_records_at_once_is_refused(settings, message, tmp_path):
     names = settings.pop("data", (numbered(tmp_path / "a.jsonl", 3),))
     with pytest.raises(ConfigError) as refused:

@@ -59,6 +59,28 @@ def test_the_line_of_a_row_is_that_on_which_it_begins(plugins, write):
     ]
 
 
+UNCERTAIN = {
+    "more behind a quote": (
+        b'Hi,"say "x" or\nHi,a fragment\nnothing"\n',
+        "more follows a closing quote; write a quote within a cell twice.",
+    ),
+    "a carriage return alone": (
+        b'H\ri,"one\nHi,a fragment\ntwo"\n',
+        r"a carriage return stands without a line feed; write line ends as \n or \r\n.",
+    ),
+    "a quote that never closes": (
+        b'Hi,"one\nHi,a fragment\n',
+        "a quote opens in this row and is never closed; close it, or write a quote within a cell twice.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "cause"), UNCERTAIN.values(), ids=UNCERTAIN)
+def test_no_fragment_of_a_row_is_learned_where_it_is_uncertain_where_rows_begin(plugins, write, rows, cause):
+    write("a.csv", b"input,output\nHi,Hello!\n" + rows)
+    assert refusal(plugins, "a.csv") == refusal(plugins, "a.csv", on_bad_record="skip") == f"a.csv:3: {cause}"
+
+
 def test_cells_of_lists_are_json_and_may_be_empty(plugins, write):
     out = io.StringIO()
     history = json.dumps([["a", "b"]])

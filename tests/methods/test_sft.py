@@ -97,6 +97,23 @@ def test_every_token_can_be_learned():
     assert example.ids == usual.ids
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (0, 1), (1, 0), (0.5, 1)])
+def test_every_token_is_learned_once_where_a_template_rewrites_earlier_turns(weights):
+    template = PLUGINS.templates["qwen3"]
+    tokenizer = tiny_tokenizer(special=list(dict.fromkeys(("<|endoftext|>", *template.tokens, "<|im_end|>"))))
+    first, second = (Message("assistant", t, reasoning="say", weight=w) for t, w in zip("12", weights, strict=True))
+    talk = Conversation((Message("user", "one"), first, Message("user", "two"), second))
+    encoder = Encoder(tokenizer, template)
+    (example,) = Supervised(TrainOptions(loss_on="all")).encode(records([talk]), encoder)
+    whole = "".join(piece.text for piece in template.render(talk.messages))
+    assert tokenizer.decode(example.ids) == whole
+    assert example.labels == example.ids
+    assert example.weights is None
+    assert encoder.split == 0
+    (unended,) = Supervised(TrainOptions(loss_on="all", train_end=False)).encode(records([talk]), encoder)
+    assert unended.labels.count(-100) == whole.count("<|im_end|>")
+
+
 def test_the_loss_counts_each_message_as_its_weight_says():
     """Against a plain weighted mean of transformers' own logits, in float64."""
     tokenizer = tiny_tokenizer()

@@ -230,6 +230,55 @@ def test_mistral_refuses_calls_with_ids_that_are_not_its_own(name: str, id: str)
         TEMPLATES[name].examples(said, **tokens(name))
 
 
+# a tool's result, and what mistral-common 1.13.1 writes for it
+RESULTS = {
+    **{text: text for text in ('{"a": 1}', "[]", "[1, 2]", "true", "null", "-1.5", "NaN")},
+    **{text: text for text in ('"x"', r'"a\nb"', '{"a": "}{"}')},
+    "": "{}",
+    " true ": "true",
+    "sunny": '"sunny"',
+    "12:00": '"12:00"',
+    "{oops}": '"{oops}"',
+    "[a]": '"[a]"',
+    "[1 2]": '"[1 2]"',
+    "{'a': 1}": "\"{'a': 1}\"",
+    '{"a": 1,}': r'"{\"a\": 1,}"',
+    '{"a": [1, 2}': r'"{\"a\": [1, 2}"',
+    '{"a": 1}\n{"a": 2}': r'"{\"a\": 1}\n{\"a\": 2}"',
+    '"a" "b"': r'"\"a\" \"b\""',
+    '"a': r'"\"a"',
+    "01": '"01"',
+    "1_0": '"1_0"',
+    "5.": '"5."',
+}
+# what ours writes, and mistral-common; docs/templates.md tells of each
+OTHER_RESULTS = {
+    '{"a":1}': ('{"a":1}', '{"a": 1}'),
+    "[\n  1\n]": ("[\n  1\n]", "[1]"),
+    "1.50": ("1.50", "1.5"),
+    "1e3": ("1e3", "1000.0"),
+    r'{"a": "\u00e9"}': (r'{"a": "\u00e9"}', '{"a": "é"}'),
+    '{"a": 1, "a": 2}': ('{"a": 1, "a": 2}', '{"a": 2}'),
+    "[01]": ("[01]", '"[01]"'),
+}
+
+
+@pytest.mark.parametrize(
+    ("result", "written"), [*RESULTS.items(), *((result, ours) for result, (ours, _) in OTHER_RESULTS.items())]
+)
+def test_mistral_writes_the_result_of_a_tool_as_json(result: str, written: str) -> None:
+    call = Message("assistant", "", calls=(ToolCall("now", {}, "call00001"),))
+    told = (Message("user", "a"), call, Message("tool", result, call_id="call00001"), Message("assistant", "b"))
+    expected = f'[TOOL_RESULTS]{{"content": {written}, "call_id": "call00001"}}[/TOOL_RESULTS]'
+    assert expected in render("mistral_v3_tekken", *told)
+    assert f"[TOOL_CONTENT]{result}[/TOOL_RESULTS]" in render("mistral_v7_tekken", *told)
+
+
+def test_a_result_that_mistral_common_writes_otherwise_is_the_same_value_there() -> None:
+    for result, (ours, theirs) in list(OTHER_RESULTS.items())[:-1]:
+        assert json.loads(ours) == json.loads(theirs), result
+
+
 def test_mistral_leaves_an_id_out_where_a_conversation_ends_with_a_call_that_has_none() -> None:
     call = Message("assistant", "", calls=(ToolCall("now", {}),))
     assert render("mistral_v3", Message("user", "a"), call).endswith(

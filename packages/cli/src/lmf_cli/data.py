@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
+import typing
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from lmf import ConfigError, Message, Plugins, RunSettings
+from lmf import ConfigError, Message, Plugins, RunSettings, config
 from lmf.conversation import ROLES, Conversation, Preference, Ranking, Unpaired
 
 from .catalogue import catalogue
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
     from lmf.data.originals import Original, Originals
     from lmf.encoding.fit import Survey
 
-_MAX_TOKENS = RunSettings(model="", data=()).max_tokens
+_RUN = RunSettings(model="", data=())
+_POLICIES = list(typing.get_args(typing.get_type_hints(RunSettings)["on_overflow"]))
 
 Data = Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders, data sets: what --data takes.")]
 Model = Annotated[str | None, typer.Option(help="Also encode the data as a run with this model would.")]
 Template = Annotated[str, typer.Option(help=HELP["template"])]
 MaxTokens = Annotated[int, typer.Option(help=HELP["max_tokens"])]
+OnOverflow = Annotated[
+    str,
+    typer.Option(metavar="|".join(_POLICIES), autocompletion=lambda: _POLICIES, help=HELP["on_overflow"]),
+]
+MaxDropped = Annotated[float, typer.Option(help=HELP["max_dropped"])]
 
 
 def data_group(plugins: Plugins) -> typer.Typer:
@@ -41,13 +48,17 @@ def data_group(plugins: Plugins) -> typer.Typer:
         columns: Columns = None,
         model: Model = None,
         template: Template = "auto",
-        max_tokens: MaxTokens = _MAX_TOKENS,
+        max_tokens: MaxTokens = _RUN.max_tokens,
+        on_overflow: OnOverflow = _RUN.on_overflow,
+        max_dropped: MaxDropped = _RUN.max_dropped,
         json: Json = False,
     ) -> None:
         """Read data whole and tell what is wrong with them; exit with 4 if something is."""
-        _check_model_flags(model, template, max_tokens)
+        settings = _run_settings(
+            model, template=template, max_tokens=max_tokens, on_overflow=on_overflow, max_dropped=max_dropped
+        )
         found = _read(data, plugins, format, columns)
-        survey = _survey(found.records, model, template, max_tokens, plugins) if model else None
+        survey = _survey(found.records, settings, plugins) if model else None
         if json:
             files = [
                 {"file": str(each.path), "format": each.format, "records": each.records, "sha256": each.sha256}
@@ -101,7 +112,7 @@ def data_group(plugins: Plugins) -> typer.Typer:
         json: Json = False,
     ) -> None:
         """Count records, roles, turns and characters, and with a model tokens."""
-        _check_model_flags(model, template)
+        _run_settings(model, template=template)
         found = _read(data, plugins, format, columns)
         counts = _counts(found)
         if model:
@@ -147,20 +158,24 @@ def _read(data: Sequence[str], plugins: Plugins, format: str | None, columns: Se
     return read_originals(data, plugins, format, columns_of(columns or (), plugins))
 
 
-def _check_model_flags(model: str | None, template: str, max_tokens: int = _MAX_TOKENS) -> None:
-    if model is None and template != "auto":
-        raise ConfigError(f"--template {template} needs --model: without its tokenizer nothing is encoded.")
-    if model is None and max_tokens != _MAX_TOKENS:
-        raise ConfigError(f"--max-tokens {max_tokens} needs --model: without its tokenizer nothing is encoded.")
-    if max_tokens < 2:
-        raise ConfigError(f"--max-tokens is {max_tokens}; it must be at least 2.")
+def _run_settings(model: str | None, **given: Any) -> RunSettings:
+    """Return the settings of a run that would encode the data so.
+
+    Raises:
+        ConfigError: One is out of its bounds, or is given where no model is.
+    """
+    settings = config.make(RunSettings, {"model": "none" if model is None else model, "data": ("none",), **given})
+    for name, value in given.items():
+        if model is None and value != getattr(_RUN, name):
+            raise ConfigError(f"{config.flag(name)} {value} needs --model: without its tokenizer nothing is encoded.")
+    return settings
 
 
-def _survey(records: Sequence[Original], model: str, template: str, max_tokens: int, plugins: Plugins) -> Survey | None:
+def _survey(records: Sequence[Original], settings: RunSettings, plugins: Plugins) -> Survey | None:
     """Encode records and return the account of it; of prompts there is none, for nothing of them is learned."""
     from .tokens import encoded, open_encoder
 
-    encoder = open_encoder(model, template, plugins, records)
+    encoder = open_encoder(settings.model, settings.template, plugins, records)
     from lmf.encoding.fit import fit
 
     examples = encoded(records, encoder)
@@ -170,12 +185,13 @@ def _survey(records: Sequence[Original], model: str, template: str, max_tokens: 
     texts = all(record.format.data == "text" for record in records)
     _, survey = fit(
         examples,
-        max_tokens,
-        "split" if texts else "drop",
+        settings.max_tokens,
+        "split" if texts else settings.on_overflow,
         name="data",
         records=len(records),
         ends=encoder.end_ids,
         bos=encoder.bos_id,
+        most_dropped=settings.max_dropped,
     )
     return survey
 

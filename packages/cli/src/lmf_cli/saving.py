@@ -26,10 +26,9 @@ def check_outputs(names: Sequence[str], force: bool) -> None:
     Raises:
         ConfigError: One exists, has no folder, has a suffix that says nothing, or is named twice.
     """
+    _check_distinct(names)
     for name in names:
         path = Path(name)
-        if names.count(name) > 1:
-            raise ConfigError(f"{name} is named twice as an output; each part needs a file of its own.")
         if name == STDOUT:
             continue
         if path.suffix.lower() not in _WRITERS:
@@ -45,17 +44,19 @@ def check_outputs(names: Sequence[str], force: bool) -> None:
 
 
 def save(parts: Mapping[str, Records]) -> None:
-    """Write each part into its file: beside it first, then, when all are written, by rename.
+    """Write each part into its file: beside it first, then, when all are written, by rename; print last.
 
     Raises:
         DataError: A kind of file cannot hold a record as it is.
         LmfError: A file cannot be written.
     """
+    for name, records in parts.items():
+        if not records:
+            raise DataError(f"{name} would hold no records.")
+    printed = list(_texts(STDOUT, parts.get(STDOUT, ())))  # what is printed cannot be taken back
     written: list[tuple[Path, Path]] = []
     try:
         for name, records in parts.items():
-            if not records:
-                raise DataError(f"{name} would hold no records.")
             if name == STDOUT:
                 continue
             path = Path(name)
@@ -70,10 +71,21 @@ def save(parts: Mapping[str, Records]) -> None:
         for partial, _ in written:
             partial.unlink(missing_ok=True)
     if STDOUT in parts:
-        sys.stdout.writelines(f"{text}\n" for text in _texts(STDOUT, parts[STDOUT]))
+        sys.stdout.writelines(f"{text}\n" for text in printed)
         return
     for name, records in parts.items():
         print(f"{name}: {len(records):,} record{'s' * (len(records) != 1)}")
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """Refuse two names of one file, however they are spelled and whatever links lead to it."""
+    found: dict[str, str] = {}
+    for name in names:
+        file = name if name == STDOUT else os.path.realpath(name)
+        if file in found:
+            same = f"{found[file]} and {name} are one file" if found[file] != name else f"{name} is named twice"
+            raise ConfigError(f"{same} as an output; each part needs a file of its own.")
+        found[file] = name
 
 
 def _texts(name: str, records: Records) -> Iterator[str]:
@@ -85,8 +97,8 @@ def _texts(name: str, records: Records) -> Iterator[str]:
             raise DataError(f"{name} cannot hold record {number}: {error}") from None
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_refuse)
+def _json(value: Any, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_refuse, sort_keys=sort_keys)
 
 
 def _refuse(value: Any) -> Any:
@@ -137,9 +149,12 @@ def _check_same(name: str, records: Records, path: Path, read: Callable[..., Any
     def report(line: int, problem: str) -> None:
         raise DataError(f"{name} would not be readable: {problem} Write .jsonl instead.")
 
+    def text(record: Mapping[str, Any]) -> str:
+        return _json(record, sort_keys=True)  # to Python, 2 and 2.0 and True and 1 are the same
+
     again = [record for _, record in read(path, report)]
     pairs = zip(records, again, strict=False)
-    different = next((number for number, (record, other) in enumerate(pairs, 1) if record != other), None)
+    different = next((number for number, (record, other) in enumerate(pairs, 1) if text(record) != text(other)), None)
     if different is None and len(again) != len(records):
         different = min(len(again), len(records)) + 1
     if different is not None:

@@ -84,14 +84,17 @@ def template_group(plugins: Plugins) -> typer.Typer:
     ) -> None:
         """Show what a template writes for a conversation, and what of it is learned."""
         declared = _declared(tools) if tools else ()
-        found = _conversations(data, record, plugins) if data else []
+        where, found = _conversations(data, record, plugins) if data else ("", [])
         template, tokenizer = _open(name, plugins, model, settle=True)
         if not data:
             found = [("", _sample(template))]
         shown: list[tuple[str, list[Span]]] = []
         for what, conversation in found:
             conversation = dataclasses.replace(conversation, tools=(*conversation.tools, *declared))
-            examples = rendered(template, conversation, tokenizer)
+            try:
+                examples = rendered(template, conversation, tokenizer)
+            except DataError as error:
+                raise DataError(f"{where}: {error}" if where else str(error)) from None
             for number, spans in enumerate(examples, 1):
                 several = f"reply {number} of {len(examples)}" if len(examples) > 1 else ""
                 shown.append((", ".join(filter(None, (what, several))), spans))
@@ -106,12 +109,17 @@ def template_group(plugins: Plugins) -> typer.Typer:
         model = model or next((each for each in (name, other) if _is_model(each, plugins)), None)
         first, tokenizer = _open(name, plugins, model, settle=True)
         second, _ = _open(other, plugins, model, settle=True)
-        lines = list(_differences((name, first), (other, second), tokenizer))
-        for line in lines:
-            print(line)
-        if lines:
+        same = differ = 0
+        for lines in _differences((name, first), (other, second), tokenizer):
+            print(*lines, sep="\n", end="\n" if lines else "")
+            same, differ = same + (not lines), differ + bool(lines)
+        if differ:
+            print(f"{name} and {other} differ for {differ} of the {same + differ} samples that either has a place for")
             raise typer.Exit(1)
-        print(f"{name} and {other} write the same, and the same of it is learned")
+        print(
+            f"{name} and {other} write the same for the {same} samples that they have a place for, "
+            "and the same of it is learned"
+        )
 
     @app.command(cls=Command)
     def test(name: Name, model: Model = None) -> None:
@@ -135,6 +143,7 @@ def rendered(
     Raises:
         DataError: The template has no place for something in it.
     """
+    from lmf.templates import thoughts
     from lmf.templates.shield import Shield
 
     from .views import Span
@@ -145,6 +154,8 @@ def rendered(
         bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         controls |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     shield = Shield((controls | {bos, eos}) - {""})
+    if thoughts.hidden(template, controls):
+        conversation = thoughts.apart(conversation)
     guarded, back = shield.guard(conversation) if isinstance(template, JinjaTemplate) else (conversation, {})
     return [
         [
@@ -264,8 +275,8 @@ def _declared(file: Path) -> tuple[Any, ...]:
         raise DataError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
 
 
-def _conversations(data: str, number: int, plugins: Plugins) -> list[tuple[str, Conversation]]:
-    """Return the conversations of one record of some data, each with what the record says of it."""
+def _conversations(data: str, number: int, plugins: Plugins) -> tuple[str, list[tuple[str, Conversation]]]:
+    """Return where a record stands, and its conversations, each with what the record says of it."""
     from lmf.data.originals import read_originals
     from lmf.data.rewrite import conversations
 
@@ -278,7 +289,7 @@ def _conversations(data: str, number: int, plugins: Plugins) -> list[tuple[str, 
     found = conversations(record.data)
     if not found:
         raise DataError(f"{record.where}: the record is a {record.format.data}; a template renders conversations.")
-    return found
+    return record.where, found
 
 
 def _print(shown: Sequence[tuple[str, Sequence[Span]]]) -> None:
@@ -304,12 +315,13 @@ def _pieces(what: str, spans: Sequence[Span]) -> dict[str, Any]:
 
 def _differences(
     first: tuple[str, AnyTemplate], second: tuple[str, AnyTemplate], tokenizer: PreTrainedTokenizerBase | None
-) -> Iterator[str]:
-    """Yield the lines of a unified diff over all samples."""
+) -> Iterator[list[str]]:
+    """Yield the lines of a unified diff for each sample that one of the templates has a place for."""
     from lmf.templates.traits import SAMPLES
 
     from . import views
 
+    no_place = ["! it has no place for this conversation"]
     for sample, conversation in SAMPLES.items():
         texts: list[list[str]] = []
         for _, template in (first, second):
@@ -317,10 +329,11 @@ def _differences(
                 examples = rendered(template, conversation, tokenizer)
                 texts.append([line for spans in examples for line in views.plain(spans)])
             except DataError:
-                texts.append(["! it has no place for this conversation"])
+                texts.append(no_place)
         before, after = texts
         names = {"fromfile": f"{first[0]}, {sample}", "tofile": f"{second[0]}, {sample}"}
-        yield from difflib.unified_diff(before, after, **names, lineterm="", n=2)
+        if before != no_place or after != no_place:
+            yield list(difflib.unified_diff(before, after, **names, lineterm="", n=2))
 
 
 def _checked(template: AnyTemplate, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[str, str]]:

@@ -67,9 +67,16 @@ class ModelSpec:
 class Tuner:
     """What a tuning method does to one model during one run.
 
-    The run calls ``prepare`` once, ``groups`` once, ``before_step`` before every optimizer
+    The run calls ``configure`` and ``prepare`` once, ``groups`` once, ``before_step`` before every optimizer
     step, and ``save`` for every checkpoint. The defaults train every parameter.
     """
+
+    def configure(self, settings: RunSettings) -> None:
+        """Learn the settings of the run, before the model is loaded.
+
+        Raises:
+            ConfigError: The method cannot work with them.
+        """
 
     def prepare(self, model: nn.Module, new_tokens: Sequence[int] = ()) -> nn.Module:
         """Freeze or wrap the model; parameters that require gradients are trained.

@@ -17,7 +17,7 @@ from .hub import HUB, address
 from .jsonfile import parse
 from .textfile import PACKED, STDIN, guarded, whole
 
-TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".markdown")  # each also packed
+TEXTS = (".json", ".jsonl", ".jsonlines", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".markdown")  # each also packed
 TABLES = (".parquet", ".arrow", ".feather")
 INFO = "dataset_info.json"  # of LLaMA-Factory and LLM-Genie; in a folder of `datasets` it has another meaning
 
@@ -135,7 +135,8 @@ def _info(path: Path) -> Any:
 
 def _folder(folder: Path) -> list[Path]:
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    data = _data_among([path for path in visible if not path.is_dir()])
+    # README.md tells of the data beside it; a pattern that matches it asks for documents
+    data = _data_among([path for path in visible if not path.is_dir() and path.name.lower() != "readme.md"])
     if not data:
         inner = ", ".join(path.name for path in visible[:10] if path.is_dir())
         hint = f" Name one of its folders: {inner}." if inner else ""
@@ -165,22 +166,31 @@ def _hidden(path: Path, pattern: Path) -> bool:
 def _data_among(files: Iterable[Path]) -> list[Path]:
     """Return the data files; other files may lie beside them, but no data that would be passed over."""
     tables = {path.parent for path in files if _suffix(path) == ".arrow"}
-    # what describes data: README.md is no document, state.json is written by `datasets` beside its tables
-    notes = [path for path in files if path.name.lower() in _NOTES]
-    notes += [path for path in files if path.name == "state.json" and path.parent in tables]
+    # what describes data: state.json is written by `datasets` beside its tables
+    notes = {path for path in files if path.name.lower() in _NOTES}
+    notes |= {path for path in files if path.name == "state.json" and path.parent in tables}
     data = [path for path in files if path not in notes]
-    alien = next((path for path in data if _suffix(path) in _FOREIGN), None)
-    if alien:
-        raise DataError(
-            f"{alien.parent} holds {alien.name}, which lmf cannot read; convert it to JSON Lines or move it away."
-        )
+    for path in data:
+        if advice := _advice(path):
+            raise DataError(f"{path.parent} holds {path.name}, which lmf cannot read; {advice} or move it away.")
     return [_data_file(path) for path in data if _suffix(path) in (*TEXTS, *TABLES)]
+
+
+def _advice(path: Path) -> str:
+    """Return what to do with a file of data that lmf cannot read; "" for all others."""
+    suffix = _suffix(path)
+    if suffix in _FOREIGN:
+        return "convert it to JSON Lines"
+    if path.suffix.lower() in PACKED and suffix not in (*TEXTS, *TABLES):
+        return f"say in its name what is packed, such as {path.stem}.jsonl{path.suffix},"
+    return ""
 
 
 def _data_file(path: Path) -> Path:
     suffix = _suffix(path)
     if suffix not in (*TEXTS, *TABLES):
-        hint = " Convert it to JSON Lines." if suffix in _FOREIGN else ""
+        advice = _advice(path).rstrip(",")
+        hint = f" {advice[0].upper()}{advice[1:]}." if advice else ""
         raise DataError(f"{path} has the suffix {path.suffix!r}; lmf reads {_READABLE}.{hint}")
     if suffix in TABLES and path.suffix.lower() in PACKED:
         raise DataError(f"{path} is packed; unpack it: {suffix} files are packed inside.")
@@ -204,6 +214,12 @@ def _no_such(name: str, path: Path, plugins: Plugins) -> str:
     return "\n".join([*lines, *plugins.datasets.hints])
 
 
-_NOTES = ("readme.md", INFO, "dataset_dict.json")
-_FOREIGN = (".xlsx", ".xls", ".bz2", ".xz", ".zip", ".7z", ".tar")
+_NOTES = (INFO, "dataset_dict.json")
+_ARCHIVES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
+_OTHERWISE_PACKED = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z")
+_SHEETS = (".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".tab", ".dta", ".sav", ".rds")
+_DOCUMENTS = (".xml", ".html", ".htm", ".xhtml", ".warc", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".mobi")
+_DATABASES = (".sqlite", ".sqlite3", ".mdb", ".orc", ".avro", ".h5", ".hdf5", ".tfrecord", ".tfrecords")
+_OBJECTS = (".pkl", ".pickle", ".npy", ".npz", ".mat", ".msgpack")
+_FOREIGN = {*_ARCHIVES, *_OTHERWISE_PACKED, *_SHEETS, *_DOCUMENTS, *_DATABASES, *_OBJECTS}
 _READABLE = f"{', '.join(TEXTS)}, each also with .gz and .zst, and {', '.join(TABLES)}"

@@ -88,9 +88,9 @@ def _read(names: Sequence[str], plugins: Plugins, formats: Sequence[tuple[str, D
     keeping = copy.copy(plugins)
     keeping.formats = Registry(plugins.formats.kind, DataFormat)
     keeping.formats.hints = plugins.formats.hints
-    for number, (package, form) in enumerate(formats):  # all as of one kind, so that none is refused for its kind
-        keeping.formats.add(replace(form, data="text", read=_keep(number, form)), package)
-    data = joined(read_each(names, "text", keeping, **how))
+    for number, (package, form) in enumerate(formats):
+        keeping.formats.add(replace(form, read=_keep(number, form)), package)
+    data = joined(read_each(names, None, keeping, **how))
     found = Originals([], data.sources)
     for record in data.records.given_away():
         number, object, content = cast(tuple[int, dict[str, Any], Any], record.data)

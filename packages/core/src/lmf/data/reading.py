@@ -77,7 +77,7 @@ def joined(parts: Sequence[Data]) -> Data:
 
 def read_each(
     names: Sequence[str],
-    kind: Kind,
+    kind: Kind | None,
     plugins: Plugins,
     *,
     format: str | None = None,
@@ -88,7 +88,7 @@ def read_each(
 
     Args:
         names: As ``inputs.find`` takes them. What is named twice is read twice.
-        kind: What the objective learns from.
+        kind: What the objective learns from; None for records of every kind.
         plugins: Where data sets and formats are looked up.
         format: The name of the format of all records; by default their keys tell it.
         columns: The column of the files for each key of the format; by default records are taken
@@ -184,7 +184,7 @@ def open_values(item: Input, report: Report) -> tuple[Iterator[tuple[int, Any]],
     match item.suffix:
         case ".json":
             values = read_json(path, report)
-        case ".jsonl" | ".ndjson":
+        case ".jsonl" | ".jsonlines" | ".ndjson":
             values = read_lines(path, report)
         case ".csv":
             values = read_csv(path, report, ",", item.columns)
@@ -243,17 +243,21 @@ class _Problems:
 
 
 class Formats:
-    """Finds the format of a record among those that are installed, or minds that it has the one that was asked for."""
+    """Finds the format of a record among those that are installed, or minds that it has the one that was asked for.
 
-    def __init__(self, kind: Kind, plugins: Plugins, asked: str | None):
-        self._kind: Kind = kind
+    Where no kind is wanted, a record that gives several is read as the first of them in ``_EVERY``.
+    """
+
+    def __init__(self, kind: Kind | None, plugins: Plugins, asked: str | None):
+        self._wanted = (kind,) if kind else _EVERY
+        self._noun = _MANY[kind] if kind else "records"
         self._formats = list(plugins.formats.all())
-        self._fitting = [form for _, form in self._formats if form.data == kind]
+        self._fitting = [form for _, form in self._formats if form.data in self._wanted]
         self._plugins = plugins
         self._hints: dict[str, None] = {}  # a set that keeps its order
         self._asked = plugins.formats[asked] if asked else None
-        if self._asked and self._asked.data != kind:
-            raise ConfigError(f"--format {asked} gives {_MANY[self._asked.data]}, and here {_MANY[kind]} are learned.")
+        if self._asked and self._asked.data not in self._wanted:
+            raise ConfigError(f"--format {asked} gives {_MANY[self._asked.data]}, and here {self._noun} are learned.")
 
     def find(self, record: Any, expected: str | None = None) -> DataFormat:
         """Return the one format that matches and gives what is learned from.
@@ -272,6 +276,8 @@ class Formats:
         fitting = [form for form in self._fitting if form.matches(record)]
         if len(fitting) > 1:
             fitting = [form for form in fitting if form.name == expected] or fitting
+            kind = min((form.data for form in fitting), key=self._wanted.index)
+            fitting = [form for form in fitting if form.data == kind]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -283,8 +289,8 @@ class Formats:
         if matching:
             self._hints[self._objectives(matching[0].data)] = None
             what = f"{_ONE[matching[0].data]} (format {matching[0].name})"
-            raise DataError(f"the record is {what}, and here {_MANY[self._kind]} are learned.")
-        here = f"{_MANY[self._kind].capitalize()} come in these formats:"
+            raise DataError(f"the record is {what}, and here {self._noun} are learned.")
+        here = f"{self._noun.capitalize()} come in these formats:"
         self._hints["\n".join([here, self._examples(), _OTHER_NAMES])] = None
         raise DataError(f"no data format has the keys {_listed(record)}.{self._nearest(record)}")
 
@@ -317,6 +323,7 @@ def _listed(record: Mapping[str, Any]) -> str:
     return f"{names or '(none)'}{f' and {len(record) - 8} more' if len(record) > 8 else ''}"
 
 
+_EVERY: tuple[Kind, ...] = ("conversation", "preference", "unpaired", "ranking", "prompt", "text")
 _OTHER_NAMES = "If the keys only have other names, say which: --columns KEY=COLUMN, such as instruction=question."
 _MANY: dict[Kind, str] = {
     "conversation": "conversations",

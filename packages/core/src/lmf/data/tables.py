@@ -42,8 +42,8 @@ def read_csv(
         columns: The column for each key that has another name in the file.
 
     Raises:
-        DataError: The file cannot be read, its first row does not name the columns, or a
-            quote is never closed.
+        DataError: The file cannot be read, its first row does not name the columns, or a quote
+            stands where none may, or is never closed: nobody knows where the next row begins.
     """
     csv.field_size_limit(2**31 - 1)  # characters; by default 131,072, and documents are longer
     reader = csv.reader(rows(path), delimiter=delimiter, strict=True)
@@ -55,11 +55,7 @@ def read_csv(
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            cause = _explain(str(error))
-            if not header or cause == _OPEN:
-                raise DataError(f"{path}:{line}: {cause}") from None
-            report(line, cause)
-            continue
+            raise DataError(f"{path}:{line}: {_explain(str(error))}") from None
         if cells is None:
             return
         if not header:
@@ -216,7 +212,7 @@ def _json(name: str, cell: str) -> Any:
 def _explain(message: str) -> str:
     """Return the cause of an error of the ``csv`` module in the words of a user."""
     if message == "unexpected end of data":
-        return _OPEN
+        return "a quote opens in this row and is never closed; close it, or write a quote within a cell twice."
     if message.startswith("new-line character"):
         return "a carriage return stands without a line feed; write line ends as \\n or \\r\\n."
     if "expected after" in message:
@@ -282,7 +278,6 @@ def _is_json(kind: pyarrow.DataType) -> bool:
 
 _HEAD = 512  # bytes
 _ROWS = 1024
-_OPEN = "a quote opens in this row and is never closed; close it, or write a quote within a cell twice."
 _OTHER = {"\t": "Call it .tsv.", ",": "Call it .csv."}
 _SPECIAL = LISTS | REPLIES | FLAGS | NUMBERS
 _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")

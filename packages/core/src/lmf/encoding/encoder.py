@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from ..conversation import Conversation, Message, Record
 from ..errors import SHOWN, DataError, LmfError
+from ..templates import thoughts
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from ..templates.shield import Shield
 from ..templates.template import Piece, Template
@@ -37,7 +38,7 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2
 _SPACE += "\u2028\u2029\u202f\u205f\u3000"  # white space in Unicode, as Rust has it; Python's strip takes more
 IGNORED = -100  # torch's ignore_index: a position that the loss does not count
 LossOn = Literal["assistant", "last", "all"]
-_THINK = "<think>"  # how a thought begins, in nearly all formats that have any
+_CUT = "\U0003134a"  # marks where a prefill ends: a rare letter, which no template trims, escapes or looks for
 CHUNK = 500_000  # characters at a time; what the tokenizer returns takes some 200 bytes a token
 AHEAD = 1  # chunks that the tokenizer may have ready while it works on the next
 
@@ -173,6 +174,7 @@ class Encoder:
         self.end_ids = frozenset(self._ids[end] for end in ends if end in self._ids)
         self.bos_id = self._ids.get(self.bos)
         self._shield = Shield(self._ids)
+        self._hidden_thoughts = thoughts.hidden(template, self._ids)
         self._constant = isinstance(template, Template)  # what such a template writes itself is always the same
         self._known: dict[tuple[str, float], tuple[str, _Fixed | None, str, str, str]] = {}  # by _constants
         self._unknown = unknown_id(backend)
@@ -240,21 +242,16 @@ class Encoder:
         """
         template = self.template
         assert template
-        thinks = prefill.lstrip().startswith(_THINK)
+        thinks = prefill.lstrip().startswith(thoughts.BEGIN)
         if not prefill or thinks:
             guarded, back = self._guard(template, Conversation(tuple(messages), tuple(tools)))
             pieces = template.render(guarded.messages, tools=guarded.tools, reply=True, bos=self.bos, eos=self.eos)
-            if thinks:  # where a thought stands, the prompt says
-                asked = "".join(piece.text for piece in pieces)
-                if asked.rstrip().endswith(_THINK):
-                    prefill = prefill.lstrip().removeprefix(_THINK)
-                    prefill = prefill.removeprefix("\n") if asked.endswith("\n") else prefill
-                pieces.append(Piece(prefill, trained=True))
+            if thinks:
+                pieces += thoughts.begun("".join(piece.text for piece in pieces), prefill, self._hidden_thoughts)
         else:
-            said = (*messages, Message("assistant", prefill))
+            said = (*messages, Message("assistant", prefill + _CUT))
             guarded, back = self._guard(template, Conversation(said, tuple(tools)))
-            pieces = template.examples(guarded, bos=self.bos, eos=self.eos)[-1]
-            pieces = _until(pieces, guarded.messages[-1].content)
+            pieces = _until_cut(template.examples(guarded, bos=self.bos, eos=self.eos)[-1])
         return next(self._encode([("", self._split(pieces, back))])).ids
 
     def texts(self, records: Iterable[Record]) -> Iterator[Example]:
@@ -277,13 +274,18 @@ class Encoder:
 
     def _parts(self, template: AnyTemplate, conversation: Conversation, loss_on: LossOn) -> list[list[_Part]]:
         """Render a conversation as one or several examples, cut for encoding."""
-        if loss_on == "last":
-            conversation = _only_last(conversation)
+        if loss_on != "assistant":
+            conversation = _counted(conversation, loss_on)
         guarded, back = self._guard(template, conversation)
-        return [self._split(pieces, back) for pieces in template.examples(guarded, bos=self.bos, eos=self.eos)]
+        renderings = template.examples(guarded, bos=self.bos, eos=self.eos)
+        if loss_on == "all" and len(renderings) > 1:  # each shows what stands before its reply: that would count again
+            renderings = [template.render(guarded.messages, tools=guarded.tools, bos=self.bos, eos=self.eos)]
+        return [self._split(pieces, back) for pieces in renderings]
 
     def _guard(self, template: AnyTemplate, conversation: Conversation) -> tuple[Conversation, dict[int, str]]:
-        return self._shield.guard(conversation) if isinstance(template, JinjaTemplate) else (conversation, {})
+        if not isinstance(template, JinjaTemplate):
+            return conversation, {}
+        return self._shield.guard(thoughts.apart(conversation) if self._hidden_thoughts else conversation)
 
     def _split(self, pieces: Iterable[Piece], back: Mapping[int, str] = MappingProxyType({})) -> list[_Part]:
         """Cut a rendering at its control tokens and where a reply starts; ``back`` lifts a shield."""
@@ -477,18 +479,18 @@ def _weights(parts: Iterable[_Part], known: Mapping[_Text, tuple[list[int], int]
     return weights
 
 
-def _only_last(conversation: Conversation) -> Conversation:
-    """Return a conversation of which only the last reply counts."""
+def _counted(conversation: Conversation, loss_on: Literal["last", "all"]) -> Conversation:
+    """Return a conversation of which only the last reply counts, or every one."""
     replies = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
-    messages = [replace(m, weight=0.0) if i in replies[:-1] else m for i, m in enumerate(conversation.messages)]
+    changed, weight = (frozenset(replies[:-1]), 0.0) if loss_on == "last" else (frozenset(replies), 1.0)
+    messages = [replace(m, weight=weight) if i in changed else m for i, m in enumerate(conversation.messages)]
     return replace(conversation, messages=tuple(messages))
 
 
-def _until(pieces: Sequence[Piece], content: str) -> list[Piece]:
-    """Cut a rendering where the content of its last reply ends."""
+def _until_cut(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return what stands in a rendering before the last cut mark of its replies."""
     for i, piece in reversed(list(enumerate(pieces))):
-        for text in (content, content.strip()):
-            at = piece.text.rfind(text) if piece.trained else -1
-            if at >= 0:
-                return [*pieces[:i], piece._replace(text=piece.text[: at + len(text)])]
+        at = piece.text.rfind(_CUT) if piece.trained else -1
+        if at >= 0:
+            return [*pieces[:i], piece._replace(text=piece.text[:at])]
     raise DataError("the template does not write the beginning of the reply as it stands.")

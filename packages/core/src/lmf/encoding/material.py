@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation import Conversation, Record
 from ..data.records import Records
-from ..errors import DataError, LmfError
+from ..errors import SHOWN, DataError, LmfError
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
 from ..report import Reporter
@@ -192,11 +192,24 @@ class _Encoding:
         return examples, survey
 
     def _as_asked(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield records, without what the assistant thinks if the settings say so."""
+        """Yield records, without what the assistant thinks if the settings say so.
+
+        Raises:
+            DataError: A reply is nothing but a thought; raised at the end, for all of them.
+        """
+        problems: list[str] = []
         for record in records:
             if self.plan.settings.reasoning == "disable" and isinstance(record.data, Conversation):
-                record = replace(record, data=without_reasoning(record.data))
+                try:
+                    record = replace(record, data=without_reasoning(record.data))
+                except DataError as error:
+                    problems.append(f"{record.where}: {error}")
+                    continue
             yield record
+        if problems and self.plan.settings.on_bad_record == "error":
+            more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+            raise DataError("\n".join(problems[:SHOWN]) + more)
+        self.encoder.refused += problems
 
     def _key(self, records: Records) -> str:
         """Return the name in the cache of what these records become; "" where nothing is to be kept."""

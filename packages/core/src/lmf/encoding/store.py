@@ -47,12 +47,11 @@ def code_of(criterion: type) -> list[str]:
     files = [*Path(__file__).parent.glob("*.py"), *Path(template.__file__).parent.glob("*.py")]
     for name in dict.fromkeys(kind.__module__.partition(".")[0] for kind in criterion.__mro__ if kind is not object):
         module = sys.modules[name]
-        if not getattr(module, "__file__", None):  # a notebook, or python -c
+        file = getattr(module, "__file__", None)
+        if file is None:  # a notebook, or python -c
             return []
         if name != "lmf":
-            files += (
-                Path(module.__file__).parent.rglob("*.py") if hasattr(module, "__path__") else [Path(module.__file__)]
-            )
+            files += Path(file).parent.rglob("*.py") if hasattr(module, "__path__") else [Path(file)]
     for file in sorted(files):
         found.update(file.read_bytes())
     return [found.hexdigest(), tokenizers.__version__]

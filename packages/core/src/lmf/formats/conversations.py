@@ -106,6 +106,9 @@ def _read_completion(record: Fields) -> Conversation:
 
 def _read_prompt(record: Fields) -> Conversation:
     fields.allow(record, _PROMPT_KEYS)
+    for key in fields.given(record, _REPLIES):
+        ways = f"--columns prompt=prompt,completion={key} to learn it, --columns prompt=prompt to leave it out"
+        raise DataError(f"{key}: a prompt has no reply; {ways}.")
     return prompt(system(record) + question("prompt", record["prompt"]), toolcalls.declared(record))
 
 
@@ -127,6 +130,7 @@ _ALPACA_KEYS = TASK_KEYS | {"output"}
 _TEXT2TEXT_KEYS = frozenset({"system", "input", "output"})
 _COMPLETION_KEYS = TALK_KEYS | {"prompt", "completion"}
 _PROMPT_KEYS = TALK_KEYS | {"prompt"}
+_REPLIES = ("response", "output", "answer", "completion")  # what others call a reply
 
 FORMATS = (
     DataFormat(

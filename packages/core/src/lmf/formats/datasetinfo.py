@@ -27,7 +27,8 @@ class Entry:
         file: Its file or folder, relative to the folder of ``dataset_info.json``.
         format: The name of the data format of its records once they are renamed; None where the
             objective decides.
-        columns: What to give to ``rename``: a column of the data for each key of the format.
+        columns: What to give to ``rename``: a column of the data for each key of the format; empty
+            to take the records as they are.
         tags: What to give to ``rename``: LLaMA-Factory's tags, which say how messages are written.
         sha1: The SHA-1 that the file should have, or "".
     """
@@ -55,16 +56,20 @@ def entry(info: Any, name: str) -> Entry:
         raise DataError(f"dataset_info.json has no data set {name!r}; it has {known}.{did_you_mean(name, sets)}")
     described = _object(name, sets[name])
     _check_keys(name, described, _ENTRY)
-    shape = described.get("formatting") or "alpaca"
-    if not isinstance(shape, str) or shape not in _SHAPES:
-        raise DataError(f"{name}.formatting is {noun(shape)}; lmf knows {', '.join(_SHAPES)}.")
-    columns = _columns(name, described, _SHAPES[shape])
+    formatting = described.get("formatting") or "alpaca"
+    if not isinstance(formatting, str) or formatting not in _SHAPES:
+        raise DataError(f"{name}.formatting is {noun(formatting)}; lmf knows {', '.join(_SHAPES)}.")
+    shape = _SHAPES[formatting]
+    columns = _columns(name, described, shape)
     ranking = fields.flag(f"{name}.ranking", described.get("ranking", False))
+    if ranking:
+        _check_ranking(name, columns, pairs=shape == "alpaca" and (not columns or "output" in columns))
+    tags = {} if shape == "alpaca" else _tags(name, described)
     return Entry(
         file=_file(name, described),
-        format=_format("alpaca" if shape == "alpaca" else "sharegpt", ranking, columns),
-        columns=columns,
-        tags={} if shape == "alpaca" else _tags(name, described),
+        format=_format(shape, ranking, columns),
+        columns=columns or (_OWN if tags else {}),
+        tags=tags,
         sha1=fields.text(f"{name}.file_sha1", described.get("file_sha1") or ""),
     )
 
@@ -111,7 +116,7 @@ def rename(
 
     Args:
         record: The record as the data have it.
-        columns: The column of each key.
+        columns: The column of each key; without any, the record keeps its own.
         tags: How its messages are written, where it is not as in ShareGPT.
 
     Raises:
@@ -119,7 +124,7 @@ def rename(
             unless another is nearly called so.
     """
     renamed: dict[str, Any] = {}
-    for key, column in columns.items():
+    for key, column in zip(record, record, strict=True) if columns in ({}, _OWN) else columns.items():
         if column in record:
             value = record[column]
             renamed[key] = _retagged(value, tags) if tags and key in _SPOKEN else value
@@ -162,20 +167,33 @@ def _file(name: str, described: Mapping[str, Any]) -> str:
     return file
 
 
-def _columns(name: str, described: Mapping[str, Any], default: Mapping[str, str]) -> Mapping[str, str]:
+def _columns(name: str, described: Mapping[str, Any], shape: str) -> Mapping[str, str]:
     """Return the column of each key of ours. As in LLaMA-Factory, a list of columns is the whole list."""
-    if "columns" not in described:
-        return default
+    if "columns" not in described:  # then the records have the keys of their format
+        return {}
     path = f"{name}.columns"
     named = _object(path, described["columns"])
     _check_keys(path, named, _COLUMNS)
     given = {key: fields.text(f"{path}.{key}", column) for key, column in named.items() if column not in (None, "")}
     columns = {_COLUMNS[key]: column for key, column in given.items()}
-    if "conversations" in default:
-        return {**default, **columns}
+    if shape == "sharegpt":
+        return {"conversations": "conversations", **columns}
     if set(given) == {"prompt"}:  # a text to learn or a prompt to reply to, as the objective has it
         return {"text": given["prompt"], "prompt": given["prompt"]}
     return columns
+
+
+def _check_ranking(name: str, columns: Mapping[str, str], pairs: bool) -> None:
+    """Refuse a ranking that would be read as a plain reply.
+
+    Args:
+        name: The data set.
+        columns: Its columns.
+        pairs: Whether both replies may stand in one column, as a list.
+    """
+    lacking = [key for key in ("chosen", "rejected") if key not in columns]
+    if lacking and not (pairs and len(lacking) == 2):
+        raise DataError(f"{name}.ranking is true, but {name}.columns names no {' and no '.join(lacking)}; name both.")
 
 
 def _tags(name: str, described: Mapping[str, Any]) -> Mapping[str, str]:
@@ -213,11 +231,7 @@ def _retagged(value: Any, tags: Mapping[str, str]) -> Any:
     return message
 
 
-_SHAPES = {  # LLaMA-Factory's formattings, and the columns that are read where none are named
-    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
-    "sharegpt": {"conversations": "conversations"},
-    "openai": {"conversations": "conversations"},
-}
+_SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "sharegpt"}  # LLaMA-Factory's formattings, and ours
 _COLUMNS = {  # LLaMA-Factory's names, and ours
     **{key: key for key in ("history", "system", "tools", "chosen", "rejected", "kto_tag")},
     **{key: key for key in ("images", "videos", "audios")},
@@ -236,5 +250,6 @@ _ENTRY = frozenset({"file_name", "file_sha1", "formatting", "ranking", "columns"
     _REMOTE, ("subset", "split", "folder", "revision")
 )
 _TASK = frozenset({"query", "response", "instruction", "input", "output", "history"})
+_OWN = {key: key for key in KEYS}  # every key by its own name
 _SPOKEN = frozenset({"conversations", "chosen", "rejected"})
 _OPTIONAL = frozenset({"input", "history", "system", "tools", "images", "videos", "audios", "margin"})

@@ -73,13 +73,16 @@ def given(record: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not _empty(record.get(key))]
 
 
-def allow(record: Mapping[str, Any], known: frozenset[str], path: str = "") -> None:
+def allow(
+    record: Mapping[str, Any], known: frozenset[str], path: str = "", outer: frozenset[str] = frozenset()
+) -> None:
     """Refuse keys that would be lost in silence; all others are notes of the data's author.
 
     Args:
         record: The object.
         known: The keys that are read.
         path: What stands before a key in an error.
+        outer: The keys that the record around the object has instead.
 
     Raises:
         DataError: A key changes what there is to learn and is not read, or it nearly spells one that is.
@@ -87,12 +90,18 @@ def allow(record: Mapping[str, Any], known: frozenset[str], path: str = "") -> N
     for key in record:
         if key in known:
             continue
-        if key in _MEANINGS:
-            what, harmless = _MEANINGS[key]
-            if not harmless(record[key]):
-                raise DataError(f"{path}{key}: {what}")
-        elif (meant := misspelled(key, known)) and meant not in record:
-            raise DataError(f"{path}{key} is an unknown key. Did you mean {meant!r}?")
+        if key not in _MEANINGS:
+            if (meant := misspelled(key, known)) and meant not in record:
+                raise DataError(f"{path}{key} is an unknown key. Did you mean {meant!r}?")
+            continue
+        what, harmless = _MEANINGS[key]
+        if harmless(record[key]):
+            continue
+        if key in outer:
+            raise DataError(f"{path}{key}: a message has none; write it in the record, beside the messages.")
+        if key in _JUDGEMENTS:
+            flag(f"{path}{key}", record[key])
+        raise DataError(f"{path}{key}: {what}")
 
 
 @lru_cache(maxsize=4096)
@@ -123,6 +132,7 @@ def _lost(what: str) -> tuple[str, Callable[[Any], bool]]:
     return f"records with these keys hold no {what}; write them as messages.", _empty
 
 
+_JUDGEMENTS = frozenset({"label", "kto_tag"})
 _MEDIA = frozenset({"images", "videos", "audios", "image", "video", "audio"})
 _MEANINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key: why it cannot pass, and when it says nothing
     **dict.fromkeys(_MEDIA, ("lmf learns from text only; leave the record out.", _empty)),
@@ -133,8 +143,5 @@ _MEANINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key: why it canno
     "system": _lost("system message"),
     **dict.fromkeys(("chosen", "rejected"), ("a preference needs both, chosen and rejected.", _empty)),
     "weight": ("only assistant messages have a weight; write it there.", lambda value: value in (None, 1)),
-    **dict.fromkeys(
-        ("label", "kto_tag"),
-        ("records with these keys are not judged; write them as messages.", _judges_nothing),
-    ),
+    **dict.fromkeys(_JUDGEMENTS, ("records with these keys are not judged; write them as messages.", _judges_nothing)),
 }

@@ -106,10 +106,11 @@ def turn(path: str, item: Any, notation: Notation, before: Sequence[Turn] = (), 
     content = item.get(notation.content)
     if len(item) == 2 and isinstance(content, str) and speaker != "caller":  # nearly all messages are as plain as this
         return Turn(path, Message(speaker, content, weight=weight if speaker == "assistant" else 1.0))
-    fields.allow(item, _KNOWN[notation.role], f"{path}.")
+    fields.allow(item, _KNOWN[notation.role], f"{path}.", outer=_OUTER)
     calls = toolcalls.called(f"{path}.", item)
     content = _content(path, item, notation, calls)
     if speaker == "caller":
+        _check_caller(path, item[notation.role], before)
         if calls:
             raise DataError(f"{path} calls tools twice: by its role and by a key of its own.")
         calls = toolcalls.spoken(f"{path}.{notation.content}", content)
@@ -168,6 +169,15 @@ def _awaits_result(before: Sequence[Turn]) -> bool:
         if turn.message.role == "assistant":
             return max(turn.spoken, len(turn.message.calls)) > results
     return False
+
+
+def _check_caller(path: str, name: str, before: Sequence[Turn]) -> None:
+    """Refuse a call right behind the assistant's own words."""
+    if before and before[-1].message.role == "assistant":
+        what = f"the role {name} is a call by the assistant and cannot follow assistant"
+        if name == "function":
+            raise DataError(f"{path}: {what}; if it is a tool's result, give it the key 'name'.")
+        raise DataError(f"{path}: {what}; write the call into {before[-1].path}, as tool_calls.")
 
 
 def _content(path: str, item: Mapping[str, Any], notation: Notation, calls: Sequence[Any]) -> str:
@@ -238,6 +248,7 @@ def _written(turn: Turn, notation: Notation, weight: float) -> dict[str, Any]:
 
 
 _CALLER = "function_call"  # the role of an assistant whose text is nothing but a call
+_OUTER = toolcalls.RECORD_KEYS | {"system"}  # what stands beside the messages, and not in one
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = {
     notation.role: frozenset(

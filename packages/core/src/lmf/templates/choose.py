@@ -91,12 +91,13 @@ def settled(template: JinjaTemplate, tokenizer: PreTrainedTokenizerBase) -> Jinj
     """Find the tokens that end a reply, where a template of unknown origin does not say them.
 
     Raises:
-        LmfError: The template fails on the simplest conversation, or ends a reply with no token.
+        LmfError: The template fails on the simplest conversation, drops some of it, or ends a reply with no token.
     """
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     own = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     template = dataclasses.replace(template, variables={**own, **template.variables})
-    tokens = Shield([token.content for token in tokenizer.added_tokens_decoder.values()])
+    # a line break may be an added token, but ends no reply: it stands inside replies too
+    tokens = Shield([token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()])
     stops: dict[str, None] = {}
     called = template.called.replace("the", "The", 1)
     for number, probe in enumerate(_PROBES):
@@ -129,7 +130,12 @@ def settled(template: JinjaTemplate, tokenizer: PreTrainedTokenizerBase) -> Jinj
                 f"{called} ends a reply with {end!r}, where no token ends it: "
                 "the model would never learn to stop. Choose another --template."
             )
-    return dataclasses.replace(template, stop=tuple(stops), tokens=tuple(stops))
+    template = dataclasses.replace(template, stop=tuple(stops), tokens=tuple(stops))
+    try:
+        template.examples(_PROBES[0], bos=bos, eos=eos)
+    except DataError as error:
+        raise LmfError(str(error).replace("the", "The", 1)) from None
+    return template
 
 
 def with_reasoning(template: AnyTemplate, mode: Reasoning) -> AnyTemplate:
@@ -150,9 +156,21 @@ def with_reasoning(template: AnyTemplate, mode: Reasoning) -> AnyTemplate:
 
 
 def without_reasoning(conversation: Conversation) -> Conversation:
-    """Return a conversation in which nothing is thought, neither apart from what is said nor before it."""
+    """Return a conversation in which nothing is thought, neither apart from what is said nor before it.
+
+    Raises:
+        DataError: A reply is nothing but a thought.
+    """
     messages = tuple(dataclasses.replace(parted(message), reasoning="") for message in conversation.messages)
-    return conversation if messages == conversation.messages else dataclasses.replace(conversation, messages=messages)
+    if messages == conversation.messages:
+        return conversation
+    for i, (message, before) in enumerate(zip(messages, conversation.messages, strict=True)):
+        if message != before and not message.calls and not message.content.strip():
+            raise DataError(
+                f"messages[{i}] is nothing but a thought; without it there is no reply to learn. "
+                "Leave the record out, or choose another --reasoning."
+            )
+    return dataclasses.replace(conversation, messages=messages)
 
 
 def _text(

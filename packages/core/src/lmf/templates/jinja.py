@@ -13,14 +13,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from ..conversation import Conversation, Message
+from ..conversation import Conversation, Message, Role, ToolCall
 from ..errors import DataError, LmfError
 from .template import Piece, Template
 
 AUTO = "auto"  # the name of the chat template that a model brings
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+_BLANK = re.compile(r"\s*")
 _SWITCHES = ("/no_think", "/think", "/system_override")  # in a system text; SmolLM3's format obeys and removes them
 
 
@@ -37,7 +38,8 @@ class JinjaTemplate:
         name: The name on the command line.
         source: Where the format is defined (a URL or a paper).
         text: The Jinja text. ``{% generation %}`` marks what the assistant writes, its end included.
-            Without marks, a reply ends with the last token of ``stop`` that stands in it.
+            Without marks, a reply ends with the last token of ``stop`` that stands in it. A mark without
+            any of them goes on to the one that follows at once.
         stop: Tokens that end a reply, the usual one first.
         tokens: Special tokens that the text spells; those that a tokenizer lacks are added.
         steady: A conversation that goes on never changes what stands before, whatever it holds, and
@@ -52,6 +54,8 @@ class JinjaTemplate:
     tokens: tuple[str, ...] = ()
     steady: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    # what samples showed of it; see _View._drops
+    _known: dict[tuple[_Part, str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def render(
         self,
@@ -161,7 +165,11 @@ class _View:
         self.size = 10_000 + len(repr(conversation.tools)) + sum(map(_size, conversation.messages))
         self.context = {"bos_token": bos, "eos_token": eos, "tools": list(conversation.tools) or None}
         self.context |= template.variables
+        self.bos, self.eos = bos, eos
         self.stops = template.stops(eos)
+        first = conversation.messages[0] if conversation.messages else None
+        self.system = bool(first and first.role == "system" and _says(first.content))
+        self.quiet = not template.variables.get("enable_thinking", True)
         self._texts: dict[tuple[int, bool], Any] = {}
 
     def text(self, count: int, reply: bool = False) -> str:
@@ -216,7 +224,9 @@ class _View:
         if marks is None or len(marks) != len(said):
             raise LmfError(f"The template {self.template.name!r} is not steady: it does not mark every reply once.")
         self.check(text, range(count))
-        return _cut(text, [(*mark, message) for mark, message in zip(marks, said, strict=True)])
+        replies = [i for i, message in enumerate(self.conversation.messages) if message.role == "assistant"]
+        spans = [(start, self._end(i, text, start, end)) for i, (start, end) in zip(replies, marks, strict=True)]
+        return _cut(text, [(*span, message) for span, message in zip(spans, said, strict=True)])
 
     def _span(self, i: int, text: str, prompt: str) -> tuple[int, int]:
         name = self.template.called
@@ -229,41 +239,161 @@ class _View:
         if self.program.marked:
             marks = self.rendering(i + 1).generated
             if not marks:
-                raise DataError(f"{name} does not mark messages[{i}] with {{% generation %}}.")
-            return start, marks[-1][1]
+                raise DataError(
+                    f"{name} does not mark messages[{i}] with {{% generation %}}. Choose another --template."
+                )
+            return start, self._end(i, text, start, marks[-1][1])
         ends = [at + len(stop) for stop in self.stops if (at := text.rfind(stop, start)) >= 0]
         if not ends:
-            raise DataError(
-                f"{name} ends messages[{i}] without {' or '.join(map(repr, self.stops))}; "
-                "the model would not learn to stop. Choose another --template."
-            )
+            raise self._endless(i)
         return start, max(ends)
 
+    def _end(self, i: int, text: str, start: int, end: int) -> int:
+        """Return where a marked reply ends: with its mark, or with the token right behind that ends it."""
+        if not self.stops or any(text.find(stop, start, end) >= 0 for stop in self.stops):
+            return end
+        behind = _BLANK.match(text, end).end()  # type: ignore[union-attr]
+        for stop in self.stops:
+            if text.startswith(stop, behind):
+                return behind + len(stop)
+        raise self._endless(i)
+
+    def _endless(self, i: int) -> DataError:
+        return DataError(
+            f"{self.template.called} ends messages[{i}] without {' or '.join(map(repr, self.stops))}; "
+            "the model would not learn to stop. Choose another --template."
+        )
+
     def check(self, text: str, indices: Sequence[int] | range, start: int = 0) -> None:
-        """Raise DataError if the text lacks something of these messages."""
-        quiet = not self.template.variables.get("enable_thinking", True)
+        """Raise DataError if the text lacks something of these messages, or if the template never writes the like."""
         for i in indices:
             message = self.conversation.messages[i]
-            if not _holds(text, message.content, start):
-                message = _read(message)
-            lost, remedy = "", "another --template, or leave the record out"
-            if not _holds(text, message.content, start):
-                lost = "content"
-            elif not quiet and not _holds(text, message.reasoning, start):
-                lost, remedy = "reasoning", "another --template, or --reasoning keep where it has a switch for thinking"
-            elif any(not _holds(text, call.name, start) for call in message.calls):
-                lost = "tool calls"
+            lost = self._lacks(text, message, start) or self._drops(self._part(i, message))
             if lost:
+                remedy = "another --template, or leave the record out"
+                if lost == "reasoning":
+                    remedy = "another --template, or --reasoning keep where it has a switch for thinking"
                 raise DataError(
                     f"{self.template.called} drops the {lost} of messages[{i}], or some of it. Choose {remedy}."
                 )
         for tool in self.conversation.tools:
-            name = str(tool.get("function", tool).get("name", ""))
-            if not _holds(text, name, 0):
+            function = tool.get("function", tool)
+            name, described = str(function.get("name", "")), bool(function.get("description"))
+            lost = self._drops(_Part("tools", content=described, system=self.system))
+            if lost == "description":
+                raise DataError(
+                    f"{self.template.called} drops the description of the tool {name!r}. "
+                    "Choose another --template, or leave the record out."
+                )
+            if lost or not _holds(text, name, 0):
                 raise DataError(
                     f"{self.template.called} has no place for tools ({name!r} is declared). "
                     "`lmf templates list` shows which have."
                 )
+
+    def _lacks(self, text: str, message: Message, start: int) -> str:
+        """Return what of a message does not stand in a text, or ""."""
+        if not _holds(text, message.content, start):
+            message = _read(message)
+            if not _holds(text, message.content, start):
+                return "content"
+        if not self.quiet and not _holds(text, message.reasoning, start):
+            return "reasoning"
+        return "" if all(_holds(text, call.name, start) for call in message.calls) else "tool calls"
+
+    def _drops(self, part: _Part) -> str:
+        """Return what of such a part the template never writes, or "".
+
+        A text alone does not tell: a tool that is declared, or what it returned, may also be spoken of. So
+        a sample is rendered, once for each kind of part, whose words stand nowhere else.
+        """
+        key = part, self.bos, self.eos
+        known = self.template._known
+        if key not in known:
+            sample, words = _sample(part)
+            view, count = _View(self.template, sample, self.bos, self.eos), len(sample.messages)
+            try:
+                prompt = view.text(count - 1, reply=True) if part.role == "assistant" else ""
+                text = view.text(count).removeprefix(prompt)
+            except DataError:  # it asks for more than the sample has
+                text, words = "", {}
+            known[key] = next((lost for word, lost in words.items() if word not in text), "")
+        return known[key]
+
+    def _part(self, i: int, message: Message) -> _Part:
+        """Return of what kind a message is."""
+        role, calls, tools = message.role, message.calls, bool(self.conversation.tools)
+        if role == "tool":
+            calls = [call for other in self.conversation.messages[:i] for call in other.calls]
+        content = _says(message.content) and (i == 0 or role != "system")  # a later one has no sample
+        reasoning = _says(message.reasoning) and not self.quiet
+        arguments = bool(calls) and any(call.arguments for call in calls)
+        return _Part(role, content, reasoning, min(len(calls), 2), arguments, self.system, tools)
+
+
+class _Part(NamedTuple):
+    """A kind of message, or the declared tools, with what stands beside it that a template may look at.
+
+    Attributes:
+        role: Who speaks, or "tools".
+        content: It has a content; of tools, descriptions.
+        reasoning: It has reasoning that is to be written.
+        calls: How many calls it has, or a result has before it; 2 for more.
+        arguments: They have arguments.
+        system: The conversation begins with a system text.
+        tools: Tools are declared.
+    """
+
+    role: Role | Literal["tools"]
+    content: bool
+    reasoning: bool = False
+    calls: int = 0
+    arguments: bool = False
+    system: bool = False
+    tools: bool = True
+
+
+_CALLS = (("zqfirst", "zqone", "call00001"), ("zqsecond", "zqtwo", "call00002"))  # Mistral's formats want such ids
+_TOLD = "zqdescription"
+_TOOLS = tuple(
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": _TOLD,
+            "parameters": {"type": "object", "properties": {"zqname": {"type": "string", "description": "A text."}}},
+        },
+    }
+    for name, *_ in _CALLS
+)
+
+
+def _sample(part: _Part) -> tuple[Conversation, dict[str, str]]:
+    """Return the simplest conversation with such a part, and the words of the part with what each stands for."""
+    named = {"zqname"} if part.arguments else ()
+    calls = [ToolCall(name, dict.fromkeys(named, value), id) for name, value, id in _CALLS[: part.calls]]
+    messages = [Message("user", "zqasked"), Message("assistant", "zqsaid")]
+    words = {"system": "zqsystem", "user": "zqasked", "assistant": "zqsaid", "tool": "zqresult", "tools": _TOLD}
+    found = {words[part.role]: "content"} if part.content else {}
+    if part.role == "tools":
+        found = {_CALLS[0][0]: "tools"} | dict.fromkeys(found, "description")
+    elif part.role == "assistant":
+        thought = "zqthought" if part.reasoning else ""
+        messages[1] = Message("assistant", "zqsaid" if part.content else "", thought, tuple(calls))
+        found |= {thought: "reasoning"} if thought else {}
+        for call in calls:
+            found |= dict.fromkeys((call.name, *call.arguments, *call.arguments.values()), "tool calls")
+    elif part.role == "tool":
+        name, id = (calls[0].name, calls[0].id) if calls else ("", "")
+        called = Message("assistant", "" if calls else "zqspoken", calls=tuple(calls[:1]))
+        messages[1:1] = [called, Message("tool", "zqresult", name=name, call_id=id)]
+    if part.system:
+        messages.insert(0, Message("system", "zqsystem"))
+    return Conversation(tuple(messages), _TOOLS if part.tools else ()), found
+
+
+def _says(text: str) -> bool:
+    return bool(text) and not text.isspace()
 
 
 def _holds(text: str, part: str, start: int) -> bool:

@@ -40,6 +40,18 @@ _CALLED = (
     Message("tool", '{"degrees": -4}', name="get_weather", call_id="call00001"),
     Message("assistant", "It is 4 degrees below zero."),
 )
+_SPOKEN = (  # as LMFlow's formats have it, the call is nothing but text
+    _CALLED[0],
+    Message("assistant", '[get_weather(city="Oslo")]'),
+    Message("tool", _CALLED[2].content),
+    _CALLED[3],
+)
+_SPACED = (
+    Message("user", f"  {_TALK[0].content}\n"),
+    Message("assistant", f"\n{_TALK[1].content} "),
+    Message("user", f"\t{_TALK[2].content}\n\n"),
+    Message("assistant", f" {_TALK[3].content}\n"),
+)
 
 SAMPLES = {
     "one turn": Conversation(_TALK[:2]),
@@ -48,6 +60,9 @@ SAMPLES = {
     "reasoning": Conversation(_THOUGHT),
     "a tool call": Conversation(_CALLED, (_WEATHER,)),
     "a tool call with a system message": Conversation((_SYSTEM, *_CALLED), (_WEATHER,)),
+    "the result of a call in words": Conversation(_SPOKEN),
+    "white space around contents": Conversation(_SPACED),
+    "white space around a system message": Conversation((Message("system", f"\n{_SYSTEM.content} "), *_TALK)),
 }
 """Conversations that show what formats differ in, by what each has."""
 

@@ -65,6 +65,7 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     config = load_config(plan.model, settings.trust_remote_code)
     spec = family(config.model_type, plan.plugins)
     tuner = plan.method.build(plan.method_options, spec)
+    tuner.configure(settings)
     _check_length(config, material)
     compute = compute_dtype(settings.dtype, device)
     model: Any = load_model(

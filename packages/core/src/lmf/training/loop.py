@@ -86,7 +86,7 @@ class _Run:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = learner.model
-        self.wrapped = accelerator.prepare_model(learner.model)
+        self._wrap()
         assert self.settings.learning_rate is not None  # the plan has filled it in
         self.rate = self.settings.learning_rate
         groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
@@ -129,6 +129,16 @@ class _Run:
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
+    def _wrap(self) -> None:
+        """Let the processes exchange the gradients of what is trained now."""
+        self.wrapped = self.model
+        self.accelerator.free_memory()
+        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.exchanged = self._trained()
+
+    def _trained(self) -> list[tuple[bool, torch.dtype]]:
+        return [(p.requires_grad, p.dtype) for p in self.model.parameters()]
+
     def _loop(self, stop: Stop) -> str:
         settings, tuner = self.settings, self.learner.tuner
         self.wrapped.train()
@@ -138,6 +148,9 @@ class _Run:
                 return "stopped early"
             start = time.perf_counter()
             tuner.before_step(self.done, self.optimizer)
+            if self._trained() != self.exchanged:
+                self._wrap()
+                self.wrapped.train()
             factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
