@@ -322,3 +322,18 @@ def test_pretraining_needs_no_template(tiny, tmp_path):
     assert AutoTokenizer.from_pretrained(output).chat_template is None
     assert open_model(str(output), PLUGINS).template is None
     assert sha256(output / "model.safetensors") != sha256(tiny / "model.safetensors")
+
+
+def test_all_records_that_were_skipped_are_listed_in_the_output(tiny, tmp_path):
+    data = talks(tmp_path / "talks.jsonl", 10)
+    tool = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [%s]}'
+    declared = tool % '{"name": "f", "parameters": {}}'
+    data.write_text(data.read_text() + f'{{"messages": []}}\n{declared}\n', encoding="utf-8")
+    report = Notes()
+    settings = {"on_bad_record": "skip", "max_dropped": 0.5, "steps": 1, "report": report}
+    output = run(tiny, data, tmp_path / "out", **settings)
+    bad, refused = (output / "skipped.txt").read_text().splitlines()
+    assert bad.startswith(f"{data}:11: ") and refused.startswith(f"{data}:12: ")
+    assert f"2 bad records were left out: see {output / 'skipped.txt'}" in report.notes
+    assert json.loads((output / "lmf.json").read_text())["surveys"][0]["refused"] == 1
+    assert not (run(tiny, talks(tmp_path / "good.jsonl", 10), tmp_path / "good", steps=1) / "skipped.txt").exists()

@@ -145,9 +145,7 @@ def test_a_bad_reply_in_a_table_is_not_learned_as_a_good_one(plugins, write):
     ]
     assert "a.csv:3: the record is a judged reply (format unpaired)" in refusal(plugins, table)
     write("b.jsonl", b'{"prompt": "Hi", "completion": "What?", "label": "false"}')
-    assert refusal(plugins, "b.jsonl") == (
-        "b.jsonl:1: label: records with these keys are not judged; write them as messages."
-    )
+    assert refusal(plugins, "b.jsonl") == "b.jsonl:1: label is the text 'false'; it must be true or false."
 
 
 def test_a_column_alone_may_hold_semicolons_in_its_cells(plugins, write):

@@ -263,8 +263,7 @@ def test_bias_correction_counts_the_steps_of_each_layer():
 # A run that goes on
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 5])
-@pytest.mark.parametrize("state", ["reset", "park"])
+@pytest.mark.parametrize(("state", "stop"), [("reset", 1), ("reset", 3), ("reset", 5), ("park", 4), ("keep", 4)])
 def test_a_run_that_was_stopped_comes_to_the_same_bits(state, stop, tiny, data, tmp_path):
     settings = {"steps": 8, "options": {"interval": 3, "active_layers": 1, "state": state}}
     straight = run(tiny, data, tmp_path / "straight", "lisa", **settings)
@@ -275,7 +274,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(state, stop, tiny, data, 
     assert all(one[n].equal(other[n]) for n in one)
 
 
-@pytest.mark.parametrize("state", ["reset", "park", "keep"])
+@pytest.mark.parametrize("state", ["reset", "park"])
 def test_a_run_in_16_bits_that_was_stopped_comes_to_the_same_bits(state, tiny, data, tmp_path):
     settings = {"steps": 7, "dtype": "bfloat16", "options": {"interval": 2, "active_layers": 1, "state": state}}
     straight = run(tiny, data, tmp_path / "straight", "lisa", **settings)
@@ -370,12 +369,12 @@ def test_no_bit_of_a_weight_of_16_bits_is_lost_where_its_state_stays(state):
 
 
 def test_small_updates_of_weights_of_16_bits_do_not_vanish():
-    """At a rate far below a rounding step, 200 intervals move the mean weight as they do in 32 bits."""
+    """At a rate far below a rounding step, 80 intervals move the mean weight as they do in 32 bits."""
     moved = []
     for low in (False, True):
         work = Work(low=low, rate=1e-6, interval=1, active_layers=LAYERS - 1, train_embeddings=False)
         start = {n: p.detach().double().clone() for n, p in work.model.named_parameters() if "layers.1.mlp" in n}
-        work.steps(200)
+        work.steps(80)
         now = dict(work.model.named_parameters())
         moved.append(sum((now[n].detach().double() - start[n]).abs().mean().item() for n in start))
     assert moved[0] > 0

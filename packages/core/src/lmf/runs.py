@@ -18,6 +18,7 @@ from .errors import DataError, LmfError
 
 RUN_FILE = "lmf.json"
 SETTINGS_FILE = "run.toml"
+SKIPPED_FILE = "skipped.txt"  # the bad records that were left out, a line or more each
 LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..errors import SHOWN, DataError
+from ..errors import DataError
 from .encoder import IGNORED, Example
 from .examples import Examples
 
@@ -28,7 +28,7 @@ class Survey:
         dropped: Number of examples left out, by reason.
         truncated: Number of examples that were cut, or cut up.
         ends: Number of examples that learn where a reply or a text ends.
-        refused: The first records that the template refused, each with the reason.
+        refused: The records that the template refused, each with the reason.
     """
 
     name: str
@@ -180,7 +180,7 @@ def fit(
         dropped={reason.format(limit=limit): count for reason, count in dropped.items()},
         truncated=truncated,
         ends=account.ends - ended,
-        refused=list(refused[:SHOWN]),
+        refused=list(refused),
     )
 
 

@@ -147,8 +147,8 @@ class _Encoding:
         return found
 
     def told(self, survey: Survey) -> None:
-        """Tell which records the template refused."""
-        for problem in survey.refused:
+        """Tell which records the template refused, the first of them."""
+        for problem in survey.refused[:SHOWN]:
             self.report.note(f"skipped: {problem}")
 
     def of_block(self, records: Sequence[Record]) -> tuple[Examples, Survey]:

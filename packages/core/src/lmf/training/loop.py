@@ -32,6 +32,7 @@ from ..runs import (
     LOG_FILE,
     RUN_FILE,
     SETTINGS_FILE,
+    SKIPPED_FILE,
     read_log,
     read_run,
     resume_command,
@@ -105,6 +106,7 @@ class _Run:
         if self.settings.resume:
             self._resume()
         self._write_record("running")
+        self._write_skipped()
         if self.settings.log:
             self.accelerator.init_trackers("lmf", config={k: str(v) for k, v in self.plan.values().items()})
         if not self.done:
@@ -395,9 +397,18 @@ class _Run:
             write_run(self.output, self.record)
             write_file(self.output / SETTINGS_FILE, to_toml(settings))
 
+    def _write_skipped(self) -> None:
+        """List the bad records of data that are not streamed."""
+        data = [self.plan.data.skipped, self.plan.held_out.skipped, *(s.refused for s in self.material.surveys)]
+        problems = [problem for part in data for problem in part]
+        if problems and self.accelerator.is_main_process:
+            with checkpoint.writing(self.output / SKIPPED_FILE):
+                write_file(self.output / SKIPPED_FILE, "".join(f"{problem}\n" for problem in problems))
+            self.report.note(f"{len(problems):,} bad records were left out: see {self.output / SKIPPED_FILE}")
+
     def _describe(self) -> dict[str, Any]:
         """Return what is run, with what and on what, as JSON values."""
-        plan = self.plan
+        plan, surveys = self.plan, self.material.surveys
         return {
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
             "family": plan.plugins.models.qualified(self.learner.spec),
@@ -406,7 +417,7 @@ class _Run:
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
             "new_tokens": list(self.learner.new_tokens),
             "data": [dataclasses.asdict(source) for source in plan.data.sources],
-            "surveys": [dataclasses.asdict(survey) for survey in self.material.surveys],
+            "surveys": [dataclasses.asdict(survey) | {"refused": len(survey.refused)} for survey in surveys],
             "padding": self.learner.padding,
             "held_out_data": [dataclasses.asdict(source) for source in plan.held_out.sources],
             "plugins": {p.package: p.version for p in plan.plugins.installed if not p.problem},
