@@ -5,9 +5,15 @@ with its ``exit_code``; any other exception is a bug and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SHOWN = 20  # problems that one message tells in words; the others are counted
+
+
+def several(problems: Sequence[str]) -> str:
+    """Return the text of one error for several problems."""
+    more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    return "\n".join(problems[:SHOWN]) + more
 
 
 class LmfError(Exception):

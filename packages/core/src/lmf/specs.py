@@ -90,11 +90,14 @@ class Tuner:
 
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups; matrices decay, norms and biases do not."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim >= 2]
-        plain = [p for p in trained if p.ndim < 2]
-        groups = [(decayed, weight_decay), (plain, 0.0)]
+        groups = [(decayed := [], weight_decay), (plain := [], 0.0)]
+        for parameter in self.trained(model):
+            (decayed if parameter.ndim >= 2 else plain).append(parameter)
         return [{"params": ps, "lr": learning_rate, "weight_decay": decay} for ps, decay in groups if ps]
+
+    def trained(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters that are trained at any time of the run, in the order of the model."""
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change what is trained. ``step`` counts optimizer steps from 0."""

@@ -164,7 +164,7 @@ def recognised(
     file = str(item.path)
     for line, value in values:
         try:
-            renames = item.columns and isinstance(value, dict)
+            renames = (item.columns or item.tags) and isinstance(value, dict)
             record = rename(value, item.columns, item.tags) if renames else value
             form = formats.find(record, item.format)
             yield Record(f"{file}:{line}", form.read(record)), form

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from tokenizers import Tokenizer
 
 from ..conversation import Conversation, Message, Record
-from ..errors import SHOWN, DataError, LmfError
+from ..errors import DataError, LmfError, several
 from ..templates import thoughts
 from ..templates.jinja import AnyTemplate, JinjaTemplate
 from ..templates.shield import Shield
@@ -226,8 +226,7 @@ class Encoder:
                 example = replace(example, labels=labels)
             yield example
         if problems and self.on_bad_record == "error":
-            more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-            raise DataError("\n".join(problems[:SHOWN]) + more)
+            raise DataError(several(problems))
         self.refused += problems
 
     def prompt(

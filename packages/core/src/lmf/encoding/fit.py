@@ -139,13 +139,13 @@ def fit(
     for example in examples:
         length = len(example.ids)
         lengths.append(length)
-        parts, reason = [example], BARREN
+        parts, reason = [example], _BARREN
         if length > limit:
             long += 1
             longest = max(longest, (length, example.where))
             if example.weight:
                 parts = _shortened(example, limit, policy, ends, bos)
-                reason = LONG if policy in ("drop", "error") else NOTHING
+                reason = _LONG if policy in ("drop", "error") else _NOTHING
         kept = 0
         for part in parts:
             count = part.trained
@@ -162,10 +162,10 @@ def fit(
     if long and policy == "error":
         raise DataError(
             f"{long:,} of {len(lengths):,} {name} examples are longer than --max-tokens {limit}; "
-            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE[LONG]}"
+            f"the longest has {longest[0]:,} tokens ({longest[1]}).\n{_ADVICE[_LONG]}"
         )
     for problem in refused:
-        account.drop(REFUSED, problem)
+        account.drop(_REFUSED, problem)
     account.seen += len(lengths) + len(refused)
     account.learned += len(learned)
     account.check(name, most_dropped)
@@ -234,16 +234,16 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     return {name: ordered[-(-len(ordered) * share // 100) - 1] for name, share in shares.items()}
 
 
-REFUSED = "that the template refuses"
-BARREN = "without a token to learn"
-LONG = "longer than --max-tokens {limit}"
-NOTHING = "with no whole reply within --max-tokens {limit}"
+_REFUSED = "that the template refuses"
+_BARREN = "without a token to learn"
+_LONG = "longer than --max-tokens {limit}"
+_NOTHING = "with no whole reply within --max-tokens {limit}"
 _SHORTER = (
     "Raise --max-tokens, choose --on-overflow truncate-right, truncate-left or split, or allow more with --max-dropped."
 )
 _ADVICE = {
-    REFUSED: "Choose another --template, correct these records, or allow more with --max-dropped.",
-    BARREN: "The loss counts the assistant's replies; see that there are some and that they come early enough.",
-    LONG: _SHORTER,
-    NOTHING: _SHORTER,
+    _REFUSED: "Choose another --template, correct these records, or allow more with --max-dropped.",
+    _BARREN: "The loss counts the assistant's replies; see that there are some and that they come early enough.",
+    _LONG: _SHORTER,
+    _NOTHING: _SHORTER,
 }

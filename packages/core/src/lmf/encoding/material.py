@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation import Conversation, Record
 from ..data.records import Records
-from ..errors import SHOWN, DataError, LmfError
+from ..errors import SHOWN, DataError, LmfError, several
 from ..models import load_config, load_tokenizer
 from ..plan import Plan
 from ..report import Reporter
@@ -207,15 +207,14 @@ class _Encoding:
                     continue
             yield record
         if problems and self.plan.settings.on_bad_record == "error":
-            more = f"\n... and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-            raise DataError("\n".join(problems[:SHOWN]) + more)
+            raise DataError(several(problems))
         self.encoder.refused += problems
 
     def _key(self, records: Records) -> str:
         """Return the name in the cache of what these records become; "" where nothing is to be kept."""
         plan, encoder, settings = self.plan, self.encoder, self.plan.settings
-        code = store.code_of(type(self.criterion))
-        if not (settings.cache and code):
+        code = store.code_of(type(self.criterion)) if settings.cache else []
+        if not code:
             return ""
         fitted = (settings.max_tokens, settings.on_overflow, settings.max_dropped, settings.on_bad_record)
         return store.key(

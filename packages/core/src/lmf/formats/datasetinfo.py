@@ -68,7 +68,7 @@ def entry(info: Any, name: str) -> Entry:
     return Entry(
         file=_file(name, described),
         format=_format(shape, ranking, columns),
-        columns=columns or (_OWN if tags else {}),
+        columns=columns,
         tags=tags,
         sha1=fields.text(f"{name}.file_sha1", described.get("file_sha1") or ""),
     )
@@ -124,7 +124,7 @@ def rename(
             unless another is nearly called so.
     """
     renamed: dict[str, Any] = {}
-    for key, column in zip(record, record, strict=True) if columns in ({}, _OWN) else columns.items():
+    for key, column in columns.items() if columns else zip(record, record, strict=True):
         if column in record:
             value = record[column]
             renamed[key] = _retagged(value, tags) if tags and key in _SPOKEN else value
@@ -250,6 +250,5 @@ _ENTRY = frozenset({"file_name", "file_sha1", "formatting", "ranking", "columns"
     _REMOTE, ("subset", "split", "folder", "revision")
 )
 _TASK = frozenset({"query", "response", "instruction", "input", "output", "history"})
-_OWN = {key: key for key in KEYS}  # every key by its own name
 _SPOKEN = frozenset({"conversations", "chosen", "rejected"})
 _OPTIONAL = frozenset({"input", "history", "system", "tools", "images", "videos", "audios", "margin"})

@@ -127,16 +127,17 @@ class _Run:
         The wrapper of the model goes first: torn down after its group, it may wait for the other
         processes for ever (gloo).
         """
-        self.wrapped = self.model
-        self.accelerator.free_memory()
+        self._unwrap()
         self.accelerator.end_training()
 
     def _wrap(self) -> None:
         """Let the processes exchange the gradients of what is trained now."""
-        self.wrapped = self.model
-        self.accelerator.free_memory()
         self.wrapped = self.accelerator.prepare_model(self.model)
         self.exchanged = self._trained()
+
+    def _unwrap(self) -> None:
+        self.wrapped = self.model
+        self.accelerator.free_memory()
 
     def _trained(self) -> list[tuple[bool, torch.dtype]]:
         return [(p.requires_grad, p.dtype) for p in self.model.parameters()]
@@ -150,7 +151,8 @@ class _Run:
                 return "stopped early"
             start = time.perf_counter()
             tuner.before_step(self.done, self.optimizer)
-            if self._trained() != self.exchanged:
+            if self.accelerator.num_processes > 1 and self._trained() != self.exchanged:
+                self._unwrap()
                 self._wrap()
                 self.wrapped.train()
             factor = schedule(settings.schedule, self.done, self.steps, self.warmup)

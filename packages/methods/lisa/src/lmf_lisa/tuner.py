@@ -43,7 +43,6 @@ class LisaTuner(Tuner):
         self.seed = 0
         self.active: tuple[int, ...] = ()
         self._layers: list[nn.Module] = []
-        self._always: list[nn.Parameter] = []
         self._weights: list[float] = []
         self._settled = False  # whether the layers are as ``active`` says; after loading they may not be
 
@@ -65,25 +64,17 @@ class LisaTuner(Tuner):
             )
         if options.layer_weights:
             self._weights = read_weights(options.layer_weights, model, self.path, len(self._layers))
-        self._always = self._beside(model, new_tokens)
+        always = self._beside(model, new_tokens)
         model.requires_grad_(False)
         self.active = self.drawn_at(0)
-        for parameter in (*self._always, *(p for number in self.active for p in self._layers[number].parameters())):
+        for parameter in (*always, *(p for number in self.active for p in self._layers[number].parameters())):
             parameter.requires_grad_(True)
         return model
 
-    def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return groups of all that is trained at some time; what has no gradient is no work for an optimizer."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        every = [parameter for layer in self._layers for parameter in layer.parameters()]
-        for parameter in every:
-            parameter.requires_grad_(True)
-        groups = super().groups(model, learning_rate, weight_decay)
-        for parameter in every:
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        return groups
+    def trained(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return every layer's parameters, too; what has no gradient is no work for an optimizer."""
+        layers = {parameter for layer in self._layers for parameter in layer.parameters()}
+        return [parameter for parameter in model.parameters() if parameter.requires_grad or parameter in layers]
 
     def drawn_at(self, step: int) -> tuple[int, ...]:
         """Return the numbers of the layers that an optimizer step trains; steps count from 0."""
