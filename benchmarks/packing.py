@@ -25,7 +25,8 @@ from lmf.data.reading import read
 from lmf.encoding.encoder import Encoder, Example
 from lmf.models import load_model, load_tokenizer
 from lmf.sources import find_model
-from lmf.training.packing import ATTENTION, pack, token_loss
+from lmf.training.loss import token_loss
+from lmf.training.packing import ATTENTION, pack
 from lmf_sft import Supervised, TrainOptions
 
 

@@ -30,17 +30,20 @@ DESCRIBING = (
 )
 RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
-    *("models", "encoding.store", "encoding.material"),
+    *("models", "losses", "encoding.store", "encoding.material"),
     *(
         "training.packing",
+        "training.loss",
+        "training.update",
         "training.checkpoint",
         "training.supply",
         "generate",
         "training.learner",
+        "training.gradients",
         "training.output",
         "training.loop",
-        "testing",
     ),
+    *("memory.ledger", "memory.machine", "memory.forecast", "memory.fitting", "testing"),
 )
 LAYERS = DESCRIBING + RUNNING
 PARTS = {module.partition(".")[0] for module in LAYERS if "." in module}  # the packages within core

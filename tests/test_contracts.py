@@ -12,7 +12,8 @@ from lmf.config import make
 from lmf.encoding.encoder import Encoder, Example
 from lmf.models import load_weights
 from lmf.testing import check_method, check_objective, check_template
-from lmf.training.packing import pack, token_loss
+from lmf.training.loss import token_loss
+from lmf.training.packing import pack
 from lmf_full import FullOptions
 from lmf_sft import Supervised, TrainOptions
 from tinyrun import PLUGINS

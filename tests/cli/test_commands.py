@@ -199,10 +199,11 @@ def test_a_plan_shows_the_run_and_writes_nothing(tmp_path, monkeypatch):
     assert ["--save-best", "False", "flag"] in rows
     assert ["--batch-size", "16", "default"] in rows
     assert ["--learning-rate", "2e-05", "default of full"] in rows
-    assert done.out.splitlines()[-4:] == [
+    assert done.out.splitlines()[-5:] == [
         "data: data.jsonl: 3 records, format messages",
         "held-out data: held.jsonl: 1 records, format messages",
         "model: model",
+        "memory: no forecast: torch is not installed: pip install lmf-core[torch]",
         "Nothing was started. Leave out the word plan to start.",
     ]
     assert tree(tmp_path) == before

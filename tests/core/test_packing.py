@@ -13,7 +13,8 @@ import transformers
 from lmf.encoding.encoder import IGNORED, Example
 from lmf.testing import tiny_model
 from lmf.training import packing
-from lmf.training.packing import ATTENTION, micro_batches, pack, packable, pad, token_loss
+from lmf.training.loss import token_loss
+from lmf.training.packing import ATTENTION, micro_batches, pack, packable, pad
 from torch import nn
 
 VOCABULARY = 128
@@ -38,6 +39,8 @@ PACKED: dict[str, Callable[[], Any]] = {
     "gemma3_text": lambda: transformers.Gemma3TextConfig(**MIXED, query_pre_attn_scalar=5),
     "mistral": lambda: transformers.MistralConfig(**WINDOW),
     "phi3": lambda: transformers.Phi3Config(**WINDOW),
+    "cohere": lambda: transformers.CohereConfig(**SIZES, logit_scale=0.25),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, logits_scaling=4.0),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
     "gpt2, scaled": lambda: transformers.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**PLAIN, rotary_pct=0.5),

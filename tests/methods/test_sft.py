@@ -10,7 +10,8 @@ import torch
 from lmf import Conversation, Message, Record
 from lmf.encoding.encoder import Encoder, Example
 from lmf.testing import tiny_model, tiny_tokenizer
-from lmf.training.packing import ATTENTION, pack, pad, token_loss
+from lmf.training.loss import token_loss
+from lmf.training.packing import ATTENTION, pack, pad
 from lmf_sft import Pretraining, PretrainOptions, Supervised, TrainOptions
 from tinyrun import PLUGINS, log, losses, run
 from tokenizers.processors import TemplateProcessing

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from lmf import ConfigError, Objective, Plugins, RunSettings, TuningMethod
-from lmf.config import flag, read_toml
+from lmf.config import flag, option, read_toml
 
 from . import flags
 from .groups import application, lazy_group
@@ -30,11 +33,25 @@ HEADINGS = {  # by the setting at which the heading begins
 }
 
 
-def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typer.Typer:
-    """Return the commands of one objective: one for each tuning method, with exactly its flags."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """How what was found is printed."""
+
+    json: bool = option(False, "Print JSON for programs.")
+
+
+def group(plugins: Plugins, goal: Objective, run: Callable[..., None], extra: type | None = None) -> typer.Typer:
+    """Return the commands of one objective: one for each tuning method, with exactly its flags.
+
+    Args:
+        plugins: What is installed.
+        goal: The objective.
+        run: Called with the plan, and with an object of ``extra`` if there is one.
+        extra: Further settings, of the command and not of the run.
+    """
 
     def make(method: TuningMethod) -> Callable[..., None]:
-        return _command(plugins, goal, method, run)
+        return _command(plugins, goal, method, run, extra)
 
     base = lazy_group(plugins.methods, make, {"Methods": list(plugins.methods)})
 
@@ -62,9 +79,14 @@ def group(plugins: Plugins, goal: Objective, run: Callable[[Plan], None]) -> typ
 
 def plan_group(plugins: Plugins) -> typer.Typer:
     """Return ``lmf plan``: the same lines, without starting."""
+    return objectives(plugins, show, Shown)
+
+
+def objectives(plugins: Plugins, run: Callable[..., None], extra: type | None = None) -> typer.Typer:
+    """Return a command that takes the lines of ``lmf OBJECTIVE METHOD`` and does something else with the plan."""
     sections = {"Objectives": list(plugins.objectives)}
     return application(
-        cls=lazy_group(plugins.objectives, lambda goal: group(plugins, goal, show), sections),
+        cls=lazy_group(plugins.objectives, lambda goal: group(plugins, goal, run, extra), sections),
         no_args_is_help=True,
         callback=lambda: None,
         subcommand_metavar="OBJECTIVE METHOD [FLAGS]...",
@@ -77,9 +99,11 @@ def start(plan: Plan) -> None:
 
     progress = Progress()
     progress.note(f"lmf {plan.objective.name} {plan.method.name}: loading")
+    gc.disable()  # imports leave no garbage; to look for it all the same takes an eighth of their time
     from lmf.training.loop import train  # torch is imported here, not for --help
 
     quiet()
+    gc.enable()
     folder = train(plan, progress)
     progress.done(folder)
 
@@ -92,33 +116,47 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
-def show(plan: Plan) -> None:
-    """Print what a run would do, and where each setting comes from."""
+def show(plan: Plan, shown: Shown) -> None:
+    """Print what a run would do, where each setting comes from, and the memory it would need."""
+    from .memory import foreseen, show_forecast
+
+    if shown.json:
+        settings = {name: {"value": value, "from": _origin(plan, name)} for name, value in plan.values().items()}
+        sources = [dataclasses.asdict(source) for source in (*plan.data.sources, *plan.held_out.sources)]
+        found = {"settings": settings, "data": sources, "model": plan.model.path, "memory": foreseen(plan)}
+        print(json.dumps(found, indent=2, default=str))
+        return
     rows = []
     for name, value in plan.values().items():
         if value not in (None, ()):
             text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            shown = name if name in flags.KNOWN else flag(name)
-            rows.append([shown, text, plan.origins.get(name, "command")])
+            rows.append([name if name in flags.KNOWN else flag(name), text, _origin(plan, name)])
     table(["setting", "value", "from"], rows)
     for what, data in (("data", plan.data), ("held-out data", plan.held_out)):
         for source in data.sources:
             records = "streamed" if source.records is None else f"{source.records:,} records"
             print(f"{what}: {source.path}: {records}, format {source.format}")
-    print(f"model: {plan.model.path}")
+    print(f"model: {plan.model.path}", flush=True)
+    show_forecast(foreseen(plan))
     print("Nothing was started. Leave out the word plan to start.")
 
 
+def _origin(plan: Plan, name: str) -> str:
+    return plan.origins.get(name, "command")
+
+
 def _command(
-    plugins: Plugins, goal: Objective, method: TuningMethod, run: Callable[[Plan], None]
+    plugins: Plugins, goal: Objective, method: TuningMethod, run: Callable[..., None], extra: type | None
 ) -> Callable[..., None]:
-    def call(settings: RunSettings, goal_options: Any, options: Any, origins: Mapping[str, str]) -> None:
+    def call(settings: RunSettings, goal_options: Any, options: Any, *rest: Any) -> None:
         from lmf.plan import make_plan
 
+        *more, origins = rest
         names = plugins.objectives.qualified(goal), plugins.methods.qualified(method)
-        run(make_plan(plugins, *names, settings, goal_options, options, origins))
+        run(make_plan(plugins, *names, settings, goal_options, options, origins), *more)
 
     kinds = {"Run": RunSettings, f"Objective {goal.name}": goal.options, f"Method {method.name}": method.options}
+    kinds |= {"Output": extra} if extra else {}
     return flags.command(kinds, call, HEADINGS, {"learning_rate": method.learning_rate})
 
 

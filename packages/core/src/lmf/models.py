@@ -109,6 +109,11 @@ def check_finite(model: nn.Module, name: str) -> None:
         raise LmfError(f"{name} has weights that are not finite numbers: {_some(bad)}. Download it again.")
 
 
+def inner(model: Any) -> Any:
+    """Return the model inside an adapter of peft, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy the safetensors files of a folder into a model, bit for bit.
 

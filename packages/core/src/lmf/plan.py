@@ -107,8 +107,9 @@ def make_plan(
     template = named_template(settings.template, plugins)
     optimizer = plugins.optimizers[settings.optimizer]
     kernel = plugins.kernels[settings.attention] if settings.attention else None
-    if kernel and (reason := kernel.why_not()):
-        raise LmfError(f"--attention {kernel.name} cannot run here: {reason}.")
+    for asked, part in (("optimizer", optimizer), ("attention", kernel)):
+        if part and (reason := part.why_not()):
+            raise LmfError(f"--{asked} {part.name} cannot run here: {reason}.")
     for tracker in settings.log:
         if tracker not in TRACKERS:
             raise ConfigError(
@@ -120,6 +121,8 @@ def make_plan(
         raise ConfigError("--eval-data and --eval-split are two ways to the same thing; give one of them.")
     if settings.patience and not (settings.eval_data or settings.eval_split):
         raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
+    if settings.step_in_backward:
+        _check_one_pass(settings)
     stream = RecordStream(settings, goal.data, plugins) if settings.streaming else None
     if stream:
         notes = [f"{source.path}: streamed, format {source.format}" for source in stream.sources]
@@ -148,6 +151,22 @@ def make_plan(
     )
     check_output(plan)
     return plan
+
+
+def _check_one_pass(settings: RunSettings) -> None:
+    """Raise ConfigError unless each step has all its gradients after one forward pass, and nothing waits for all."""
+    if settings.clip:
+        raise ConfigError(
+            f"--clip {settings.clip} needs the norm of all gradients, but with --step-in-backward there is never more "
+            "than one. Add --clip 0."
+        )
+    most = settings.batch_size * settings.max_tokens
+    if most > settings.micro_batch_tokens:
+        raise ConfigError(
+            f"--step-in-backward needs every step in one forward pass, but {settings.batch_size} examples of up to "
+            f"{settings.max_tokens} tokens are more than --micro-batch-tokens {settings.micro_batch_tokens}: gradients "
+            f"would be accumulated.\nLower --batch-size or --max-tokens, or give --micro-batch-tokens {most}."
+        )
 
 
 def check_output(plan: Plan) -> None:

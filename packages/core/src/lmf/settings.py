@@ -62,6 +62,9 @@ class RunSettings:
     warmup: float = option(0.03, "Share of the steps over which the learning rate rises.", min=0, max=1)
     weight_decay: float = option(0.0, "Decay of weights per step, relative to the rate; not on norms or biases.", min=0)
     clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", min=0)
+    step_in_backward: bool = option(
+        False, "Step each parameter in the backward pass and drop its gradient; needs --clip 0 and one pass a step."
+    )
 
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision; bfloat16 where the hardware has it.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")

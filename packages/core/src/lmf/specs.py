@@ -156,7 +156,7 @@ class Criterion:
         The run divides by the sum of ``batch.weight`` over a whole optimizer step and all
         devices, so neither micro-batches nor devices change the result.
         """
-        from .training.packing import token_loss
+        from .training.loss import token_loss
 
         return token_loss(model, batch)
 
@@ -191,11 +191,13 @@ class Optimizer:
         name: The name in ``--optimizer NAME``.
         summary: One line for ``lmf plugins``.
         build: Makes it from parameter groups; each has ``params``, ``lr`` and ``weight_decay``.
+        why_not: Why it cannot run on this machine, or None if it can.
     """
 
     name: str
     summary: str
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    why_not: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from ..encoding.examples import Examples
@@ -42,6 +45,15 @@ class Learner:
     compute: torch.dtype
     new_tokens: tuple[int, ...]
 
+    def precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass.
+
+        Autocast would keep its copy of each weight until the pass ends, to use it again; a pass uses each once.
+        """
+        if self.compute == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.compute, cache_enabled=False)
+
 
 def padding_share(examples: Examples, batch_size: int, micro_batch_tokens: int, seed: int) -> float:
     """Return the share of padding in what the first epoch computes where examples are padded."""
@@ -55,6 +67,18 @@ def padding_share(examples: Examples, batch_size: int, micro_batch_tokens: int, 
     return 1 - sum(examples.lengths) / computed
 
 
+def check_launch(plan: Plan) -> None:
+    """Refuse what ``accelerate launch`` was told to do and a run cannot; the method's own reason goes first.
+
+    Raises:
+        ConfigError: The model would be divided among processes.
+    """
+    asked = [name for name in ("FSDP", "DeepSpeed") if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}")]
+    if asked:
+        _tuner(plan, family(load_config(plan.model, plan.settings.trust_remote_code).model_type, plan.plugins))
+        raise ConfigError(f"A run cannot be divided by {asked[0]} yet. Launch it without: each process has a copy.")
+
+
 def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
     """Load the model and hand it to the tuning method.
 
@@ -64,13 +88,11 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     settings = plan.settings
     config = load_config(plan.model, settings.trust_remote_code)
     spec = family(config.model_type, plan.plugins)
-    tuner = plan.method.build(plan.method_options, spec)
-    tuner.configure(settings)
+    tuner = _tuner(plan, spec)
     _check_length(config, material)
-    compute = compute_dtype(settings.dtype, device)
     model: Any = load_model(
         plan.model,
-        torch.float32 if compute == torch.float32 else None,
+        _stored(plan, device),
         attention=plan.kernel.load() if plan.kernel else None,
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
@@ -83,35 +105,92 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
     if new:
         names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
         report.note(f"the base model never learned {names}: their embeddings are trained too")
-    share = 0.0
+    _set_stops(model, material)
+    learner = _prepared(plan, model, spec, tuner, new, device)
+    learner.model.to(device)
+    if not learner.packed:
+        why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
+        if isinstance(material.train, Examples):
+            share = padding_share(material.train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
+            learner = replace(learner, padding=share)
+            why += f"; {share:.0%} of what is computed is padding" if share else ""
+        report.note(f"examples are padded: {why}")
+    trained = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in learner.model.parameters())
+    precision = str(learner.compute).split(".")[1]
+    report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {precision}")
+    return learner
+
+
+def blank_learner(plan: Plan, device: torch.device, rows: int = 0, new: Sequence[int] = ()) -> Learner:
+    """Prepare the model without its weights, to be called where tensors have no storage (``FakeTensorMode``).
+
+    Everything after the loading is the code of ``load_learner``.
+
+    Args:
+        plan: The run.
+        device: The device that it would run on.
+        rows: Number of tokens of the tokenizer, if they may be more than the model's.
+        new: Ids of tokens that the base never learned.
+
+    Raises:
+        LmfError: The method cannot work with its options or this model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    trust = plan.settings.trust_remote_code
+    config = load_config(plan.model, trust)
+    spec = family(config.model_type, plan.plugins)
+    tuner = _tuner(plan, spec)
+    options: dict[str, Any] = {"attn_implementation": plan.kernel.load()} if plan.kernel else {}
+    dtype = _stored(plan, device) or (torch.float32 if plan.model.gguf else config.dtype)
+    with device:
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust, **options)
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # their mean is nothing without values
+    return _prepared(plan, model, spec, tuner, new, device)
+
+
+def _tuner(plan: Plan, spec: ModelSpec) -> Tuner:
+    tuner = plan.method.build(plan.method_options, spec)
+    tuner.configure(plan.settings)
+    return tuner
+
+
+def _stored(plan: Plan, device: torch.device) -> torch.dtype | None:
+    """Return the precision in which weights are loaded; None for that of the files."""
+    compute = compute_dtype(plan.settings.dtype, device)
+    return torch.float32 if compute == torch.float32 else None
+
+
+def _prepared(
+    plan: Plan, model: Any, spec: ModelSpec, tuner: Tuner, new: Sequence[int], device: torch.device
+) -> Learner:
+    """Make a model ready for the loop, on the device where it is.
+
+    Raises:
+        LmfError: The method cannot work with this model.
+    """
+    settings = plan.settings
+    compute = compute_dtype(settings.dtype, device)
     packed = plan.kernel is None and packing.packable(model)
     if packed:
         model.set_attn_implementation(packing.ATTENTION)
-    else:
-        why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
-        train = material.train
-        if isinstance(train, Examples):
-            share = padding_share(train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
-        report.note(f"examples are padded: {why}" + (f"; {share:.0%} of what is computed is padding" if share else ""))
     if settings.gradient_checkpointing:
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    _set_stops(model, material)
     model = tuner.prepare(model, new)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if not trained:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
     for parameter in model.parameters():  # trained weights in full precision, frozen ones in the precision of the pass
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
-    total = sum(p.numel() for p in model.parameters())
-    report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {str(compute).split('.')[1]}")
     return Learner(
-        model=model.to(device),
+        model=model,
         tuner=tuner,
         spec=spec,
         packed=packed,
-        padding=share,
+        padding=0.0,
         compute=compute,
         new_tokens=tuple(new),
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
@@ -40,10 +40,12 @@ from ..runs import (
     write_run,
 )
 from . import checkpoint, packing
-from .learner import Learner, load_learner
+from .learner import Learner, check_launch, load_learner
+from .loss import Learned
 from .output import check_saving, clear, save_model
 from .packing import Batch
 from .supply import supply_of
+from .update import AfterBackward, InBackward
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -54,7 +56,11 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     """
     report = report or Reporter()
     settings, output = plan.settings, plan.settings.output
+    check_launch(plan)
     accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
+    if settings.step_in_backward and accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()  # the first to leave would cut the others off
+        raise ConfigError("--step-in-backward runs in one process: others would have to wait for every gradient.")
     set_seed(settings.seed)
     material = encode_data(plan, report)
     learner = load_learner(plan, material, accelerator.device, report)
@@ -87,11 +93,16 @@ class _Run:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = learner.model
+        self.learned = Learned(learner.model, material.criterion)
         self._wrap()
         assert self.settings.learning_rate is not None  # the plan has filled it in
         self.rate = self.settings.learning_rate
         groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
+        if self.settings.step_in_backward:
+            self.update = InBackward(self.optimizer)
+        else:
+            self.update = AfterBackward(self.model, self.optimizer, self.settings.clip)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.supply = supply_of(material.train, plan)
         self.steps = self.supply.steps
@@ -132,11 +143,11 @@ class _Run:
 
     def _wrap(self) -> None:
         """Let the processes exchange the gradients of what is trained now."""
-        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.wrapped = self.accelerator.prepare_model(self.learned)
         self.exchanged = self._trained()
 
     def _unwrap(self) -> None:
-        self.wrapped = self.model
+        self.wrapped = self.learned
         self.accelerator.free_memory()
 
     def _trained(self) -> list[tuple[bool, torch.dtype]]:
@@ -209,34 +220,30 @@ class _Run:
         losses = []
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped), self._precision():
-                loss = self.material.criterion.loss(self.wrapped, batch) / weight
+            alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+            with alone, self.learner.precision(self.device):
+                loss = self.wrapped(batch) / weight
             loss = loss * 0 if idle else loss
+            if settings.step_in_backward and not loss.isfinite():  # what comes now could not be taken back
+                what = f"the loss is {loss.item()}; the step was not taken"
+                self._diverged(f"Step {self.done + 1}: {what}.", [loss], [batch.where])
             self.accelerator.backward(loss * ranks)
             losses.append(loss.detach())
-        gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        entry = {"loss": self._sum(losses), "gradient_norm": norm.item()}
-        if not all(map(math.isfinite, entry.values())):
-            what = f"the loss is {entry['loss']} and the norm of its gradient {norm.item()}; the step was not taken"
+        norm = self.update.norm()
+        total, size = torch.stack([self._sum(losses).to(norm), norm]).tolist()  # the one wait for the device
+        if not (math.isfinite(total) and math.isfinite(size)):
+            taken = "taken in part" if settings.step_in_backward else "not taken"
+            what = f"the loss is {total} and the norm of its gradient {size}; the step was {taken}"
             self._diverged(f"Step {self.done + 1}: {what}.", losses, [b.where for b in batches])
-        if settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(gradients, settings.clip, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return entry
+        self.update.step(norm)
+        return {"loss": total, "gradient_norm": size}
 
-    def _sum(self, losses: Sequence[torch.Tensor]) -> float:
+    def _sum(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
         """Add up the losses of all processes."""
-        total: Any = self.accelerator.reduce(torch.stack(list(losses)).sum())
-        return total.item()
+        return cast("torch.Tensor", self.accelerator.reduce(torch.stack(list(losses)).sum()))
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        low = self.learner.compute != torch.float32
-        return torch.autocast(self.device.type, self.learner.compute) if low else contextlib.nullcontext()
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss in nats per token; tell whether it is the lowest so far."""
@@ -247,12 +254,12 @@ class _Run:
         mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
         losses = [torch.zeros((), dtype=torch.float64, device=self.device)]
         where: list[Sequence[str]] = [()]
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self.learner.precision(self.device):
             for part in packing.micro_batches(mine, self.settings.micro_batch_tokens, self.learner.packed):
-                losses.append(self.material.criterion.loss(self.wrapped, self._batch(part)).double())
+                losses.append(self.wrapped(self._batch(part)).double())
                 where.append([e.where for e in part])
         self.wrapped.train()
-        loss = self._sum(losses) / sum(e.weight for e in examples)
+        loss = self._sum(losses).item() / sum(e.weight for e in examples)
         if not math.isfinite(loss):
             self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
         entry = {"step": self.done, "eval_loss": loss}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ..encoding.material import Material
 from ..errors import LmfError
+from ..models import inner
 from ..plan import Plan
 from ..runs import LOCK_FILE, RUN_FILE
 from . import checkpoint
@@ -21,7 +21,7 @@ def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
     Raises:
         LmfError: It cannot be saved, or the disk is too small.
     """
-    base, model = _base(learner.model), learner.model
+    base, model = inner(learner.model), learner.model
     try:
         with checkpoint.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             _save_extras(learner, material, Path(folder))
@@ -63,12 +63,7 @@ def save_model(learner: Learner, material: Material, output: Path) -> None:
 def _save_extras(learner: Learner, material: Material, folder: Path) -> None:
     """Write the tokenizer with its chat template, and the generation config with its stop ids."""
     material.tokenizer.save_pretrained(folder)
-    _base(learner.model).generation_config.save_pretrained(folder)
-
-
-def _base(model: Any) -> Any:
-    """Return the model inside an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner(learner.model).generation_config.save_pretrained(folder)
 
 
 def clear(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Examples to batches, and batches to the loss.
+"""Examples to batches.
 
 Examples are laid end to end in one row, without padding. Attention stays inside each
 example and positions start anew, so a packed example gets the loss it has alone. Models
@@ -120,20 +120,6 @@ def _batch(examples: Sequence[Example], inputs: dict[str, Any], labels: torch.Te
     )
 
 
-def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the weighted sum of the negative log-likelihood of the targets in nats, a scalar.
-
-    In a packed batch, logits are computed only where a prediction counts.
-    """
-    if "position_ids" in batch.inputs:
-        logits = model(**batch.inputs, logits_to_keep=batch.index).logits[0]  # (K, V)
-    else:
-        logits = model(**batch.inputs).logits.flatten(0, 1)[batch.index]
-    if batch.weights is None:
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-    return (F.cross_entropy(logits.float(), batch.targets, reduction="none") * batch.weights).sum()
-
-
 def micro_batches(examples: Sequence[Example], tokens: int, packed: bool) -> list[list[Example]]:
     """Split the examples of a step so that no forward pass has more than ``tokens`` tokens.
 
@@ -230,19 +216,21 @@ def attention(
         (1, N, heads, head size), and no weights.
     """
     assert bounds and attention_mask is None
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
     outputs = []
-    for start, end in itertools.pairwise(bounds):
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+    # split, not sliced: the gradient of a slice is as large as what it was cut from
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        length = q.shape[2]
         if softcap is not None:
             outputs.append(_capped(q, k, v, scaling, dropout, sliding_window, softcap))
-        elif sliding_window is not None and sliding_window < end - start:
-            seen = _window(end - start, sliding_window, q.device)
+        elif sliding_window is not None and sliding_window < length:
+            seen = _window(length, sliding_window, q.device)
             outputs.append(F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=True))
         else:
             outputs.append(
                 F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scaling, enable_gqa=True)
             )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
 
 
 def _window(length: int, window: int, device: torch.device) -> torch.Tensor:

@@ -19,7 +19,8 @@ class LisaOptions:
         "uniform", "How layers are drawn: each alike, none again before all were, or by --layer-weights."
     )
     layer_weights: Path | None = option(
-        None, "For --sampler weighted: a JSON list of one number a layer, or the output folder of a LoRA run."
+        None,
+        "For --sampler weighted: a JSON list, as lmf profile gradients prints it, or the output folder of a LoRA run.",
     )
     train_embeddings: bool = option(True, "Train the input embeddings, too, all the time.")
     train_head: bool = option(True, "Train the output head, too, all the time.")

@@ -14,6 +14,7 @@ from torch import nn
 
 from .precision import halved, joined, rounded_at_random
 from .sampling import drawn
+from .sharding import check_launch, check_sharded
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class LisaTuner(Tuner):
         self._settled = False  # whether the layers are as ``active`` says; after loading they may not be
 
     def configure(self, settings: RunSettings) -> None:
+        check_launch(settings.dtype)
         self.seed = settings.seed
 
     def prepare(self, model: nn.Module, new_tokens: Sequence[int] = ()) -> nn.Module:
@@ -83,10 +85,15 @@ class LisaTuner(Tuner):
         return drawn(options.sampler, self.seed, interval, len(self._layers), options.active_layers, self._weights)
 
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Change the layers, where an interval begins or a run goes on."""
+        """Change the layers, where an interval begins or a run goes on.
+
+        Raises:
+            LmfError: The weights are sharded, and would have to change.
+        """
         active = self.drawn_at(step)
         if active == self.active and self._settled:
             return
+        check_sharded((p for layer in self._layers for p in layer.parameters()), self.options.state)
         low = self._frozen_dtype()
         for number, layer in enumerate(self._layers):
             for index, parameter in enumerate(layer.parameters()):
@@ -123,7 +130,7 @@ class LisaTuner(Tuner):
         remainder = state.pop(REMAINDER, None)
         if remainder is not None:
             parameter.data = joined(parameter.data, remainder)
-        elif self.casts:
+        elif self.casts and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .linear import lean
 from .targets import Layers, ends, find_layers, find_rows, find_whole, inside, is_tied, select
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class LoraTuner(Tuner):
             raise ConfigError(f"--bias {options.bias}: {where} no biases.")
         if options.init in ("pissa", "olora"):
             self.start = {n: tensor.cpu().clone() for n, tensor in _adapter(prepared).items() if _is_a(n) or _is_b(n)}
+        lean(prepared)
         return prepared
 
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,119 @@
+"""Losses from hidden states, without the logits of a whole batch.
+
+Shapes: K is the number of counted predictions, d the width of the model, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Return the weighted sum of the negative log-likelihoods of the targets in nats, a scalar.
+
+    It is ``cross_entropy(softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), targets)``, a few rows at a
+    time. The gradients are made in the same pass, while the logits are at hand, so no logits are kept for the
+    backward pass. Matrices are multiplied in the precision of ``hidden``, or in that of an enclosing
+    ``torch.autocast``; what comes after is float32, or float64 if they are.
+
+    Args:
+        hidden: What the output head gets; (K, d).
+        weight: The output head; (V, d).
+        targets: The ids; (K,).
+        bias: The head's bias; (V,).
+        weights: How much each prediction counts; (K,), 1 by default.
+        scale: What the logits are multiplied by.
+        softcap: Bound of the logits; none by default.
+        chunk: Most elements of logits that exist at a time; by default what the device works on well.
+    """
+    if chunk is None:
+        chunk = 2**24 if hidden.device.type == "cpu" else 2**26  # 64 MiB stay near a CPU; a GPU wants more rows
+    rows = max(1, chunk // weight.shape[0])
+    device = hidden.device.type
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, scale, softcap, rows, compute)  # pyright: ignore
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        scale: float,
+        softcap: float | None,
+        rows: int,
+        compute: torch.dtype,
+    ) -> torch.Tensor:
+        """Return the loss, and keep the gradients of hidden, weight and bias, as far as they are needed."""
+        needed = ctx.needs_input_grad[:3]
+        inputs = (hidden, weight, bias)
+        by_hidden, by_weight, by_bias = gradients = [
+            torch.zeros_like(each) if need and each is not None else None
+            for each, need in zip(inputs, needed, strict=True)
+        ]
+        head = weight.to(compute)
+        wide = torch.promote_types(compute, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), rows):
+                part = slice(start, start + rows)
+                states, ids = hidden[part].to(compute), targets[part, None]
+                logits = F.linear(states, head, None if bias is None else bias.to(compute)).to(wide)
+                if scale != 1.0:
+                    logits *= scale
+                if softcap is not None:
+                    logits = logits.div_(softcap).tanh_().mul_(softcap)
+                likely = F.log_softmax(logits, 1)
+                losses = -likely.gather(1, ids)
+                counted = None if weights is None else weights[part, None].to(wide)
+                total += losses.sum() if counted is None else (losses * counted).sum()
+                if not any(needed):
+                    continue
+                slope = likely.exp_()  # of the loss by the logits: the probabilities, less 1 at the target
+                slope.scatter_add_(1, ids, torch.full_like(losses, -1.0))
+                if counted is not None:
+                    slope *= counted
+                if softcap is not None:
+                    slope *= 1 - (logits / softcap).square_()
+                if scale != 1.0:
+                    slope *= scale
+                if by_bias is not None:
+                    by_bias += slope.sum(0)
+                slope = slope.to(compute)
+                if by_hidden is not None:
+                    by_hidden[part] = slope @ head
+                if by_weight is not None:
+                    _add_product(by_weight, slope.T, states)
+        ctx.gradients = gradients
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Multiply the gradients by that of the loss, in place and so only once."""
+        (factor,), gradients = given, ctx.gradients
+        ctx.gradients = None  # or else autograd would copy what it could take
+        return (*[each if each is None else each.mul_(factor.to(each.dtype)) for each in gradients], *[None] * 6)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -1,0 +1,75 @@
+"""What memory this machine has, and what this process uses of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+from torch import nn
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def capacity(device: torch.device) -> int:
+    """Return the bytes of a GPU, or of main memory as far as this process may use it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([whole, *limits()])
+
+
+def device() -> torch.device:
+    """Return the device that a run on this machine uses."""
+    from accelerate import PartialState
+
+    found: torch.device = PartialState().device or torch.device("cpu")
+    return found
+
+
+def process(device: torch.device) -> int:
+    """Return the bytes that are used beside the tensors of a run.
+
+    Of a GPU that is what is taken already, by others and by the context of CUDA. Of main memory it
+    is what this process has, with the parts of torch that are loaded when they are first used.
+    """
+    if device.type == "cuda":
+        torch.zeros(1, device=device)
+        free, whole = torch.cuda.mem_get_info(device)
+        return whole - free - torch.cuda.memory_reserved(device)
+    layer = nn.Linear(256, 256)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    heads = layer(torch.zeros(256, 256)).view(1, 4, 256, 64)
+    nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True).sum().backward()
+    optimizer.step()
+    return resident()
+
+
+def limits(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> list[int]:
+    """Return the limits of memory in bytes of the control groups that this process is in.
+
+    Args:
+        own: The file that names them, a line each: ``0::/path``, or ``9:memory:/path`` of version 1.
+        root: Where they are mounted.
+    """
+    found = []
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        folder = base / path.lstrip("/")
+        for each in (folder, *folder.parents):  # a group is limited by those that it is in
+            file = each / name
+            if each.is_relative_to(base) and file.exists() and (text := file.read_text().strip()).isdecimal():
+                found.append(int(text))
+    return found
+
+
+def resident() -> int:
+    """Return the bytes of main memory that this process has now; the most it had where nothing tells."""
+    file = Path("/proc/self/statm")
+    if file.exists():
+        return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,136 @@
+"""From a batch to its loss, without logits of the whole batch where the model allows it.
+
+Most causal language models are a decoder, a linear head on its hidden states, and perhaps a factor and a bound of the
+logits. Of such a model the decoder is called and ``linear_cross_entropy`` does the rest. Whether a model is one
+is seen from its parts and then tried: its own logits must be what the parts give. Any other is called as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..encoding.encoder import IGNORED, Example
+from ..losses import linear_cross_entropy
+from ..models import inner
+from ..specs import Criterion
+from .packing import Batch, pack, pad
+
+
+class Learned(nn.Module):
+    """A model and what it learns, as the one module that the processes of a run share."""
+
+    def __init__(self, model: nn.Module, criterion: Criterion):
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over what counts, a scalar."""
+        return self.criterion.loss(self.model, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a model makes logits: ``softcap * tanh(scale * linear(decoder(...)) / softcap)``.
+
+    Attributes:
+        decoder: Gives the hidden states.
+        linear: The output head.
+        scale: What the logits are multiplied by.
+        softcap: Their bound; None where they have none.
+    """
+
+    decoder: nn.Module
+    linear: nn.Linear
+    scale: float
+    softcap: float | None
+
+    def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the hidden states of all positions; (N, d), or (B * L, d) where examples are padded."""
+        return self.decoder(**inputs)[0].flatten(0, 1)
+
+    def logits(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the logits of all positions; (N, V), or (B * L, V)."""
+        logits = self.linear(self.hidden(inputs)) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the weighted sum of the negative log-likelihoods of the targets in nats, a scalar."""
+    head = find_head(model, "position_ids" in batch.inputs)
+    if head:
+        return linear_cross_entropy(
+            head.hidden(batch.inputs)[batch.index],
+            head.linear.weight,
+            batch.targets,
+            bias=head.linear.bias,
+            weights=batch.weights,
+            scale=head.scale,
+            softcap=head.softcap,
+        )
+    if "position_ids" in batch.inputs:
+        logits = model(**batch.inputs, logits_to_keep=batch.index).logits[0]  # (K, V)
+    else:
+        logits = model(**batch.inputs).logits.flatten(0, 1)[batch.index]
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return (losses if batch.weights is None else losses * batch.weights).sum()
+
+
+def find_head(model: nn.Module, packed: bool) -> Head | None:
+    """Return the parts of a model, or None if its logits are not what they give."""
+    head = _parts(inner(model))
+    if head is None or isinstance(head.linear.weight, FakeTensor):  # nothing to try where there are no numbers
+        return head
+    tried = _TRIED.get(model)
+    if tried is None or tried[0] != head:
+        tried = _TRIED[model] = (head, _agrees(model, head, packed))
+    return head if tried[1] else None
+
+
+_TRIED: WeakKeyDictionary[nn.Module, tuple[Head, bool]] = WeakKeyDictionary()
+
+
+def _parts(model: Any) -> Head | None:
+    linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if type(linear) is not nn.Linear or decoder in (None, model):
+        return None
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return Head(decoder, linear, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _agrees(model: nn.Module, head: Head, packed: bool) -> bool:
+    """Tell whether a model's own logits for a few tokens are those of its parts."""
+    ids = [number % len(head.linear.weight) for number in range(1, 6)]
+    batch = (pack if packed else pad)([Example(ids, [IGNORED] * len(ids), "")]).to(head.linear.weight.device)
+    with _undisturbed(model):
+        whole = model(**batch.inputs).logits.flatten(0, 1).float()
+        apart = (whole - head.logits(batch.inputs)).abs().max()
+    exact = head.linear.weight.dtype == torch.float32 and not torch.is_autocast_enabled(whole.device.type)
+    return bool(apart <= (1e-4 if exact else 2e-2) * whole.abs().max())
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Compute without dropout and gradients, and leave no trace in the modules or in autocast's cache."""
+    device = next(model.parameters()).device.type
+    dtype, on = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # weights cast here would be used again in a pass that needs their gradients
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=on, cache_enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True

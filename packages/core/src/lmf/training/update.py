@@ -1,0 +1,59 @@
+"""From gradients to new weights: after the backward pass, or in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class AfterBackward:
+    """Takes one step with all gradients, whose norm may be bounded first.
+
+    Args:
+        model: What is trained.
+        optimizer: Steps its parameters.
+        clip: Largest norm of all gradients; 0 for no limit.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float):
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+
+    def norm(self) -> torch.Tensor:
+        """Return the norm of all gradients, a scalar on their device."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def step(self, norm: torch.Tensor) -> None:
+        """Take the step with gradients of this norm, and drop them."""
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class InBackward:
+    """Steps each parameter as soon as its gradient is whole, and drops that: there is never more than one.
+
+    One backward pass is one step, so gradients can neither be accumulated nor bounded by the norm of them all.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        self.squares: list[torch.Tensor] = []
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            trained = parameter.requires_grad  # or later: some methods change what they train
+            parameter.requires_grad_(True).register_post_accumulate_grad_hook(self._arrived)
+            parameter.requires_grad_(trained)
+
+    def _arrived(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self.squares.append(parameter.grad.float().square().sum())
+        self.optimizer.step()  # no other parameter has a gradient now
+        parameter.grad = None
+
+    def norm(self) -> torch.Tensor:
+        """Return the norm of all gradients since the last question, a scalar on their device."""
+        squares, self.squares = self.squares, []
+        return torch.stack(squares).sum().sqrt()
+
+    def step(self, norm: torch.Tensor) -> None:
+        """Do nothing: all steps are taken."""
