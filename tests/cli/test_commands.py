@@ -416,7 +416,8 @@ def test_a_closed_pipe_ends_the_command_in_silence(tmp_path):
 
 def test_a_terminal_without_unicode_gets_escapes(tmp_path):
     folder = tmp_path / "mein Ordner ü"
-    hollow_model(folder / "model")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    hollow_model(folder / "model", vocab_size=64, **small)
     (folder / "daten ß.jsonl").write_text(talk("Grüß Gott 中文"))
     done = fresh(
         *("plan", "train", "full", "--model", "./model", "--data", "daten ß.jsonl", "--sample", "中"),
