@@ -19,12 +19,13 @@ from lmf.data.reading import Data
 from lmf.data.records import Records
 from lmf.encoding.encoder import Example
 from lmf.memory.ledger import Ledger, Peak
+from lmf.models import inner
 from lmf.plan import Plan
 from lmf.sources import Source
 from lmf.training.learner import blank_learner
 from lmf.training.loss import Learned
 from lmf.training.packing import Batch, pack
-from lmf.training.update import AfterBackward, InBackward
+from lmf.training.update import update_of
 from torch import nn
 from transformers import LlamaConfig
 
@@ -125,21 +126,17 @@ class Run:
 
     def __init__(self, plan: Plan, device: torch.device):
         torch.manual_seed(plan.settings.seed)
-        learner = blank_learner(plan, device)
-        self.device, self.compute = device, learner.compute
+        self.learner = learner = blank_learner(plan, device)
+        self.device = device
         self.model: Any = learner.model.train()
         self.tuner = learner.tuner
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.layers = list(base.get_submodule(learner.spec.layers))
+        self.layers = list(inner(self.model).get_submodule(learner.spec.layers))
         self.learned = Learned(self.model, plan.objective.build(plan.objective_options))
         rate = plan.settings.learning_rate
         assert rate is not None
         groups = self.tuner.groups(self.model, rate, plan.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
-        if plan.settings.step_in_backward:
-            self.update = InBackward(self.optimizer)
-        else:
-            self.update = AfterBackward(self.model, self.optimizer, plan.settings.clip)
+        self.update = update_of(self.model, self.optimizer, plan.settings)
 
     def deepest(self, steps: int) -> int:
         """Return which of the first steps trains the lowest weights: its backward pass goes down to them."""
@@ -152,8 +149,7 @@ class Run:
     def step(self, number: int, batch: Batch, ledger: Ledger | None = None) -> float:
         """Do the optimizer step of this number and wait for it. Returns its loss in nats per token."""
         self.tuner.before_step(number, self.optimizer)
-        low = self.compute != torch.float32
-        with torch.autocast(self.device.type, self.compute, cache_enabled=False) if low else contextlib.nullcontext():
+        with self.learner.precision(self.device):
             loss = self.learned(batch) / batch.weight
         with ledger.backward() if ledger else contextlib.nullcontext():
             loss.backward()

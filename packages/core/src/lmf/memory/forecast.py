@@ -28,7 +28,7 @@ from ..training import packing
 from ..training.learner import Learner, blank_learner
 from ..training.packing import Batch
 from ..training.supply import supply_of
-from ..training.update import AfterBackward, InBackward
+from ..training.update import update_of
 from .ledger import Ledger, Peak
 
 Shape = tuple[tuple[int, int], ...]  # for each example of a micro-batch, its tokens and those that the loss counts
@@ -82,8 +82,7 @@ def forecast(plan: Plan, device: torch.device, work: Work) -> Peak:
     mode = _Unstored()
     with _explained(plan), mode:
         learner = blank_learner(plan, device, work.rows, work.new)
-    lay = packing.pack if learner.packed else packing.pad
-    batches = [_blank(lay([_example(*each) for each in batch]), mode) for batch in work.batches]
+    batches = [_blank(learner.batch([_example(*each) for each in batch]), mode) for batch in work.batches]
     criterion = plan.objective.build(plan.objective_options)
     run = _Run(plan, learner, criterion, device)
     with _explained(plan), mode, run.ledger:
@@ -97,14 +96,13 @@ def forecast(plan: Plan, device: torch.device, work: Work) -> Peak:
 def measure(plan: Plan, material: Material, learner: Learner, device: torch.device, steps: int) -> tuple[Peak, Work]:
     """Take the first steps of a run and return the memory of its tensors, and what they had to do."""
     run = _Run(plan, learner, material.criterion, device)
-    lay = packing.pack if learner.packed else packing.pad
     works = []
     for step, chunk in enumerate(islice(supply_of(material.train, plan).batches(0), steps)):
         parts = packing.micro_batches(chunk, plan.settings.micro_batch_tokens, learner.packed)
         works.append(_work(parts, step + 1, len(material.tokenizer), learner.new_tokens))
         with run.ledger:
             learner.tuner.before_step(step, run.optimizer)
-            run.step([lay(part).to(device) for part in parts])
+            run.step([learner.batch(part).to(device) for part in parts])
     largest = max(works, key=lambda work: work.tokens)
     return run.ledger.peak(), dataclasses.replace(largest, steps=len(works))
 
@@ -141,10 +139,7 @@ class _Run:
         rate = plan.settings.learning_rate or plan.method.learning_rate
         groups = learner.tuner.groups(self.model, rate, plan.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
-        if self.settings.step_in_backward:
-            self.update = InBackward(self.optimizer)
-        else:
-            self.update = AfterBackward(self.model, self.optimizer, self.settings.clip)
+        self.update = update_of(self.model, self.optimizer, plan.settings)
         self.ledger = Ledger(device, self.model.config.get_text_config().vocab_size)
         self.optimizer.register_step_pre_hook(lambda *_: self._enter())  # while the gradients are there
         self._enter()

@@ -51,9 +51,8 @@ def measure(plan: Plan, report: Reporter | None = None) -> list[float]:
         layer.to(learner.compute).requires_grad_(True)
 
     settings, supply = plan.settings, supply_of(material.train, plan)
-    shape = packing.pack if learner.packed else packing.pad
     batches = (
-        shape(examples).to(device)
+        learner.batch(examples).to(device)
         for chunk in itertools.islice(supply.batches(0), settings.steps or STEPS)
         for examples in packing.micro_batches(chunk, settings.micro_batch_tokens, learner.packed)
     )

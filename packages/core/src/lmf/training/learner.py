@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
+from ..encoding.encoder import Example
 from ..encoding.examples import Examples
 from ..encoding.material import Material
 from ..encoding.stream import Stream
@@ -21,6 +22,7 @@ from ..report import Reporter
 from ..sources import family
 from ..specs import ModelSpec, Tuner
 from . import packing
+from .packing import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,10 @@ class Learner:
     padding: float
     compute: torch.dtype
     new_tokens: tuple[int, ...]
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Lay examples out as this model takes them."""
+        return (packing.pack if self.packed else packing.pad)(examples)
 
     def precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass.

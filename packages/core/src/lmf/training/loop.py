@@ -45,7 +45,7 @@ from .loss import Learned
 from .output import check_saving, clear, save_model
 from .packing import Batch
 from .supply import supply_of
-from .update import AfterBackward, InBackward
+from .update import update_of
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -99,10 +99,7 @@ class _Run:
         self.rate = self.settings.learning_rate
         groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
-        if self.settings.step_in_backward:
-            self.update = InBackward(self.optimizer)
-        else:
-            self.update = AfterBackward(self.model, self.optimizer, self.settings.clip)
+        self.update = update_of(self.model, self.optimizer, self.settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.supply = supply_of(material.train, plan)
         self.steps = self.supply.steps
@@ -243,7 +240,7 @@ class _Run:
         return cast("torch.Tensor", self.accelerator.reduce(torch.stack(list(losses)).sum()))
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
-        return (packing.pack if self.learner.packed else packing.pad)(examples).to(self.device)
+        return self.learner.batch(examples).to(self.device)
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss in nats per token; tell whether it is the lowest so far."""

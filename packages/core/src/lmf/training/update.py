@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..settings import RunSettings
+
+
+def update_of(model: nn.Module, optimizer: torch.optim.Optimizer, settings: RunSettings) -> AfterBackward | InBackward:
+    """Return what takes the steps of a run."""
+    return InBackward(optimizer) if settings.step_in_backward else AfterBackward(model, optimizer, settings.clip)
+
 
 class AfterBackward:
     """Takes one step with all gradients, whose norm may be bounded first.
