@@ -117,8 +117,9 @@ class Bench:
         if done.status or len(done.ends) < 2:
             log = (place / "log.txt").relative_to(self.folder)
             return run | {"error": f"status {done.status} after {len(done.ends)} steps; see {log}"}
-        # nobody tells which records are in a packed row: each step counts as much as another
-        first = total / len(done.ends) if packed else sum(self.lengths[: self.batch])
+        # nobody tells which records are in a peer's packed row: each of its steps counts as much as another
+        rows = packed and tool.name != "lmf"
+        first = total / len(done.ends) if rows else sum(self.lengths[: self.batch])
         wall, cpu = (end - begin for begin, end in zip(done.ends[0], done.ends[-1], strict=True))
         run |= {"first_wall": done.ends[0][0], "first_cpu": done.ends[0][1]}
         run |= {"rate_wall": round((total - first) / wall, 2), "rate_cpu": round((total - first) / cpu, 2)}

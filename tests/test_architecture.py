@@ -30,9 +30,10 @@ DESCRIBING = (
 )
 RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
-    *("models", "losses", "encoding.store", "encoding.material"),
+    *("models", "losses", "layers", "encoding.store", "encoding.material"),
     *(
         "training.packing",
+        "training.lean",
         "training.loss",
         "training.update",
         "training.checkpoint",

@@ -22,7 +22,7 @@ class Job:
         folder: What prepare.py has filled; the environments of the peers are there too.
         output: Where the tool saves its model.
         method: full or lora; with LMF also lisa and lisa-embeddings.
-        packed: Whether records share rows of 512 tokens.
+        packed: Whether records share rows of 512 tokens; LMF packs anyhow, and takes so many at a time then.
         batch: Records in an optimizer step.
         rows: Packed rows in an optimizer step, about as many tokens.
         steps: Optimizer steps, if nothing is packed.
@@ -73,7 +73,7 @@ class Tool:
         step: Matches the line that it prints after each optimizer step.
         command: Returns what does a job.
         methods: What is measured with it.
-        packs: Whether it can pack records.
+        packs: Whether it can pack records on a CPU.
     """
 
     name: str
@@ -108,6 +108,8 @@ def lmf(job: Job) -> list[str]:
         "clip": 0,
         "dtype": "float32",
     }
+    if job.packed:
+        options["micro-batch-tokens"] = LONGEST
     switches = ["--no-cache", "--overwrite"]
     if method == "lora":
         options |= {"rank": RANK, "alpha": ALPHA}
@@ -227,7 +229,6 @@ TOOLS = {
             step=re.compile(r"^step \d+/"),
             command=lmf,
             methods=("full", "lora", "lisa", "lisa-embeddings"),
-            packs=False,  # it always does, by itself
         ),
         Tool(name="trl", package="trl", program="trl", step=TRAINER, command=trl),
         Tool(

@@ -22,6 +22,7 @@ from ..report import Reporter
 from ..sources import family
 from ..specs import ModelSpec, Tuner
 from . import packing
+from .lean import lean
 from .packing import Batch
 
 
@@ -186,6 +187,7 @@ def _prepared(
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
+    lean(model)
     model = tuner.prepare(model, new)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")

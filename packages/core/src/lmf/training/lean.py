@@ -1,0 +1,123 @@
+"""Exchange the parts of a model for those of ``lmf.layers``, where they compute the same.
+
+What a part is, is seen from its class and members and then tried on a few numbers. A part keeps its weights, its
+name and its type: only its class is replaced by a subclass with another ``forward``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..layers import glu, rms_norm, rotary
+
+ROTARY = "apply_rotary_pos_emb"  # what transformers calls it in every family
+ACTIVATIONS = ("silu", "gelu")
+
+
+def lean(model: nn.Module) -> None:
+    """Exchange what can be exchanged, before a method changes the model."""
+    for module in model.modules():
+        for kind in (_norm, _mlp, _attention):
+            forward = kind(module)
+            if forward:
+                module.__class__ = _subclass(type(module), forward)
+                break
+
+
+@functools.cache
+def _subclass(base: type, forward: Callable[..., Any]) -> type:
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+
+
+def _norm(module: Any) -> Callable[..., Any] | None:
+    if not type(module).__name__.endswith("RMSNorm") or [name for name, _ in module.named_parameters()] != ["weight"]:
+        return None
+    for forward in (_NORMS[key] for key in _NORMS if hasattr(module, key[0])):
+        if _agree(module, forward, module.weight.shape[-1], module.weight):
+            return forward
+    return None
+
+
+def _norm_forward(eps: str, offset: bool) -> Callable[..., Any]:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, getattr(self, eps), offset=offset)
+
+    return forward
+
+
+_NORMS = {(eps, offset): _norm_forward(eps, offset) for eps in ("variance_epsilon", "eps") for offset in (False, True)}
+
+
+def _mlp(module: Any) -> Callable[..., Any] | None:
+    if not all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
+        return None
+    for forward in _MLPS.values():
+        if hasattr(module, "act_fn") and _agree(module, forward, module.gate_proj.in_features, module.up_proj.weight):
+            return forward
+    return None
+
+
+def _mlp_forward(activation: str) -> Callable[..., Any]:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), activation))
+
+    return forward
+
+
+_MLPS = {activation: _mlp_forward(activation) for activation in ACTIVATIONS}
+
+
+def _agree(module: nn.Module, forward: Callable[..., Any], width: int, weight: torch.Tensor) -> bool:
+    """Tell whether a module gives for three random vectors what another ``forward`` gives."""
+    if isinstance(weight, FakeTensor):  # no numbers to try: it is forecast as if they agreed
+        return True
+    x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    training = module.training
+    module.train()  # what it does then is what counts: dropout would show
+    with torch.no_grad():
+        own, other = module(x), forward(module, x)
+    module.train(training)
+    allowed = (1e-5 if own.dtype in (torch.float32, torch.float64) else 2e-2) * own.abs().max()
+    return own.dtype == other.dtype and bool(own.any() and (own - other).abs().max() <= allowed)  # zeros tell nothing
+
+
+def _attention(module: nn.Module) -> Callable[..., Any] | None:
+    forward = type(module).forward
+    if isinstance(forward, FunctionType) and ROTARY in forward.__code__.co_names:
+        return _turning(forward)
+    return None
+
+
+@functools.cache
+def _turning(forward: FunctionType) -> Callable[..., Any] | None:
+    """Return the ``forward`` of an attention layer with our rotation for its own, or None if they differ."""
+    names = forward.__globals__
+    if ROTARY not in names or not _turns_alike(names[ROTARY]):
+        return None
+    code, defaults, closure = forward.__code__, forward.__defaults__, forward.__closure__
+    other = FunctionType(code, {**names, ROTARY: rotary}, forward.__name__, defaults, closure)
+    other.__kwdefaults__ = forward.__kwdefaults__
+    return other
+
+
+def _turns_alike(own: Callable[..., Any]) -> bool:
+    """Tell whether a rotation is ours: of whole heads and, if it can do that, of a part."""
+    random = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 2, 3, 8, generator=random), torch.randn(1, 1, 3, 8, generator=random)
+    for width in (8, 4):
+        angle = torch.randn(1, 3, width, generator=random)
+        try:
+            theirs = own(q, k, angle.cos(), angle.sin())
+        except (TypeError, ValueError, RuntimeError):  # it takes other arguments, or only whole heads
+            return width == 4
+        ours = rotary(q, k, angle.cos(), angle.sin())
+        if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-6) for a, b in zip(theirs, ours, strict=True)):
+            return False
+    return True
