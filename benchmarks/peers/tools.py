@@ -114,7 +114,7 @@ def lmf(job: Job) -> list[str]:
     if method == "lora":
         options |= {"rank": RANK, "alpha": ALPHA}
     if method == "lisa":
-        options |= {"active-layers": 2}
+        options |= {"active-layers": 2, "interval": 1}  # the mean of many layers: low ones cost more
         if not more:
             switches += ["--no-train-embeddings", "--no-train-head", "--no-train-norm"]
     return [str(Path(sys.executable).parent / "lmf"), "train", method, *flags(options), *switches]

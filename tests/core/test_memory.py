@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lmf import cgroups
 from lmf.encoding.material import encode_data
 from lmf.errors import LmfError
 from lmf.memory import machine
@@ -257,29 +258,10 @@ def test_a_purpose_can_be_given_later():
 # The machine
 
 
-def test_the_limit_of_a_control_group_is_that_of_the_narrowest_around_the_process(tmp_path):
-    group = tmp_path / "fs/a/b"
-    group.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("0::/a/b\n")
-    (group / "memory.max").write_text("max\n")
-    assert machine.limits(tmp_path / "cgroup", tmp_path / "fs") == []
-    (group.parent / "memory.max").write_text("2000\n")
-    (group / "memory.max").write_text("3000\n")
-    assert machine.limits(tmp_path / "cgroup", tmp_path / "fs") == [3000, 2000]
-
-
-def test_the_limit_of_a_control_group_of_version_1_is_found(tmp_path):
-    group = tmp_path / "fs/memory/job"
-    group.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/job\n4:memory:/job\n")
-    (group / "memory.limit_in_bytes").write_text("4096\n")
-    assert machine.limits(tmp_path / "cgroup", tmp_path / "fs") == [4096]
-
-
 def test_a_run_is_planned_for_the_memory_of_the_machine_or_less(monkeypatch):
     whole = machine.capacity(CPU)
     assert machine.resident() < whole
-    monkeypatch.setattr(machine, "limits", lambda: [1000])
+    monkeypatch.setattr(cgroups, "memory", lambda: [1000])
     assert machine.capacity(CPU) == 1000
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from lmf import LmfError, Plugins
+from lmf import LmfError, Plugins, cgroups
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     sys.stdout = sys.stdout or io.StringIO()  # there is none where it was closed, as in `lmf plugins >&-`
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends no run
+    _limit_threads()
     try:
         try:
             build(Plugins())()
@@ -30,3 +31,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `lmf plugins | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _limit_threads() -> None:
+    """Have no more threads than there is time for: torch starts one for each core that it sees, in a container too."""
+    cores = cgroups.cores()
+    if cores and cores < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))

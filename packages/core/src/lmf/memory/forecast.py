@@ -190,11 +190,13 @@ class _Run:
         self._enter()
 
     def _make_state(self) -> None:
-        """Let the optimizer make the state of what is trained, one gradient at a time."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
+        """Let the optimizer make the state of what is trained, with as many gradients at a time as a step has."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for group in [[parameter] for parameter in trained] if self.settings.step_in_backward else [trained]:
+            for parameter in group:
                 parameter.grad = torch.zeros_like(parameter)
-                self.optimizer.step()
+            self.optimizer.step()
+            for parameter in group:
                 parameter.grad = None
         self._enter()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-CGROUPS = Path("/sys/fs/cgroup")
+from .. import cgroups
 
 
 def capacity(device: torch.device) -> int:
@@ -17,7 +17,7 @@ def capacity(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([whole, *limits()])
+    return min([whole, *cgroups.memory()])
 
 
 def device() -> torch.device:
@@ -44,27 +44,6 @@ def process(device: torch.device) -> int:
     nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True).sum().backward()
     optimizer.step()
     return resident()
-
-
-def limits(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> list[int]:
-    """Return the limits of memory in bytes of the control groups that this process is in.
-
-    Args:
-        own: The file that names them, a line each: ``0::/path``, or ``9:memory:/path`` of version 1.
-        root: Where they are mounted.
-    """
-    found = []
-    for line in own.read_text().splitlines() if own.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
-        folder = base / path.lstrip("/")
-        for each in (folder, *folder.parents):  # a group is limited by those that it is in
-            file = each / name
-            if each.is_relative_to(base) and file.exists() and (text := file.read_text().strip()).isdecimal():
-                found.append(int(text))
-    return found
 
 
 def resident() -> int:
