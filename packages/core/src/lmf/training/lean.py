@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from ..layers import glu, rms_norm, rotary
 
@@ -99,7 +99,9 @@ def _attention(module: nn.Module) -> Callable[..., Any] | None:
 def _turning(forward: FunctionType) -> Callable[..., Any] | None:
     """Return the ``forward`` of an attention layer with our rotation for its own, or None if they differ."""
     names = forward.__globals__
-    if ROTARY not in names or not _turns_alike(names[ROTARY]):
+    with unset_fake_temporarily():  # a rotation has no weights and can be tried in a forecast too
+        alike = ROTARY in names and _turns_alike(names[ROTARY])
+    if not alike:
         return None
     code, defaults, closure = forward.__code__, forward.__defaults__, forward.__closure__
     other = FunctionType(code, {**names, ROTARY: rotary}, forward.__name__, defaults, closure)
