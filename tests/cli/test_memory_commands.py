@@ -59,9 +59,10 @@ def test_a_plan_that_does_not_fit_names_what_would(line, monkeypatch):
     text = good(lmf("plan", "train", "full", *line))
     assert "the run DOES NOT FIT" in text
     table = text[text.index("DOES NOT FIT") :].splitlines()[2:-1]
-    changes = [row.split("  ")[0] for row in table]
-    assert {"--gradient-checkpointing", "--micro-batch-tokens 64", "lora", "lisa"} <= set(changes)
-    assert all(row.rstrip().endswith("fits") for row in table)
+    fits = [row.rstrip().endswith("fits") for row in table]
+    changes = [row.split("  ")[0] for row, fit in zip(table, fits, strict=True) if fit]
+    assert {"--gradient-checkpointing", "--micro-batch-tokens 64", "lisa"} <= set(changes)
+    assert fits == sorted(fits, reverse=True)  # first what is enough; for so small a model lora is not
 
 
 def test_where_nothing_is_enough_the_changes_are_shown_all_the_same(capsys):
