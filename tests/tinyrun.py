@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 from lmf import Plugins, RunSettings
 from lmf.config import make
+from lmf.errors import Interrupted
 from lmf.plan import Plan, make_plan
 from lmf.report import Reporter
 from lmf.training.loop import train
@@ -25,6 +27,10 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 
 PLUGINS = Plugins()
+SWITCHING = [  # methods and options: all of a model, and layers that change, with each fate of the state they leave
+    ("full", {}),
+    *(("lisa", {"interval": 2, "active_layers": 1, "state": state}) for state in ("reset", "park", "keep")),
+]
 WORDS = ["the", "user", "and", "assistant", "say", "hello", "what", "is", "one", "two", "three", "answer"]
 
 
@@ -100,6 +106,13 @@ class At(Notes):
 def stop_at(step: int, number: int = signal.SIGINT) -> At:
     """Return a reporter that sends this process a signal after a step."""
     return At(step, lambda: signal.raise_signal(number))
+
+
+def run_in_two(stop: int, *args: Any, **kwargs: Any) -> Path:
+    """Do a run that is interrupted after a step, and then go on with it."""
+    with pytest.raises(Interrupted):
+        run(*args, report=stop_at(stop), **kwargs)
+    return run(*args, resume=True, **kwargs)
 
 
 def log(output: Path, *keys: str) -> list[dict[str, Any]]:

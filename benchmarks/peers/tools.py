@@ -45,6 +45,15 @@ class Job:
         return self.folder / "model"
 
     @property
+    def trainer(self) -> dict[str, Any]:
+        """What all tools are told that use the Trainer of transformers."""
+        return {
+            "output_dir": self.output,
+            "per_device_train_batch_size": self.size,
+            "learning_rate": self.rate,
+        }
+
+    @property
     def size(self) -> int:
         """What the tool takes for its batch."""
         return self.rows if self.packed else self.batch
@@ -59,7 +68,7 @@ class Job:
 
     def program(self, peer: str, name: str) -> str:
         """Return the path of a program of a peer's environment."""
-        return str(self.folder / "venv" / peer / "bin" / name)
+        return str(programs(self.folder, peer) / name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +95,15 @@ class Tool:
 
     def bin(self, folder: Path) -> Path:
         """Return where the programs of its environment are."""
-        return Path(sys.executable).parent if self.name == "lmf" else folder / "venv" / self.name / "bin"
+        return Path(sys.executable).parent if self.name == "lmf" else programs(folder, self.name)
 
     def python(self, folder: Path) -> Path:
         return Path(sys.executable) if self.name == "lmf" else self.bin(folder) / "python"
+
+
+def programs(folder: Path, peer: str) -> Path:
+    """Return the folder of the programs of a peer's environment."""
+    return folder / "venv" / peer / "bin"
 
 
 def lmf(job: Job) -> list[str]:
@@ -121,27 +135,21 @@ def lmf(job: Job) -> list[str]:
 
 
 def trl(job: Job) -> list[str]:
-    options = {
+    options = job.trainer | {
         "config": HERE / "trl.yaml",
         "model_name_or_path": job.model,
         "dataset_name": job.data / "trl",
-        "output_dir": job.output,
         "use_peft": job.lora,
-        "per_device_train_batch_size": job.size,
-        "learning_rate": job.rate,
         "packing": job.packed,
     }
     return [job.program("trl", "trl"), "sft", *flags(options)]
 
 
 def llamafactory(job: Job) -> list[str]:
-    options = {
+    options = job.trainer | {
         "model_name_or_path": job.model,
         "dataset_dir": job.data / "llamafactory",
-        "output_dir": job.output,
         "finetuning_type": job.method,
-        "per_device_train_batch_size": job.size,
-        "learning_rate": job.rate,
         "packing": job.packed,
         "neat_packing": job.packed,  # without it records see one another
     }
@@ -149,13 +157,10 @@ def llamafactory(job: Job) -> list[str]:
 
 
 def swift(job: Job) -> list[str]:
-    options = {
+    options = job.trainer | {
         "model": job.model,
         "dataset": job.data / "messages.jsonl",
-        "output_dir": job.output,
         "tuner_type": job.method,
-        "per_device_train_batch_size": job.batch,
-        "learning_rate": job.rate,
     }
     return [job.program("swift", "swift"), "sft", str(HERE / "swift.yaml"), *flags(options)]
 

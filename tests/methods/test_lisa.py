@@ -22,7 +22,7 @@ from lmf_lisa import LisaOptions, build
 from lmf_lisa.precision import halved, joined, rounded_at_random
 from lmf_lisa.sampling import drawn
 from lmf_lisa.tuner import LisaTuner
-from tinyrun import PLUGINS, apart, processes, run, stop_at, talks, weights
+from tinyrun import PLUGINS, apart, processes, run, run_in_two, stop_at, talks, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LAYERS = 4  # of the tiny model
@@ -267,9 +267,7 @@ def test_bias_correction_counts_the_steps_of_each_layer():
 def test_a_run_that_was_stopped_comes_to_the_same_bits(state, stop, tiny, data, tmp_path):
     settings = {"steps": 8, "options": {"interval": 3, "active_layers": 1, "state": state}}
     straight = run(tiny, data, tmp_path / "straight", "lisa", **settings)
-    with pytest.raises(Interrupted):
-        run(tiny, data, tmp_path / "stopped", "lisa", report=stop_at(stop), **settings)
-    stopped = run(tiny, data, tmp_path / "stopped", "lisa", resume=True, **settings)
+    stopped = run_in_two(stop, tiny, data, tmp_path / "stopped", "lisa", **settings)
     one, other = weights(straight), weights(stopped)
     assert all(one[n].equal(other[n]) for n in one)
 
@@ -278,9 +276,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(state, stop, tiny, data, 
 def test_a_run_in_16_bits_that_was_stopped_comes_to_the_same_bits(state, tiny, data, tmp_path):
     settings = {"steps": 7, "dtype": "bfloat16", "options": {"interval": 2, "active_layers": 1, "state": state}}
     straight = run(tiny, data, tmp_path / "straight", "lisa", **settings)
-    with pytest.raises(Interrupted):
-        run(tiny, data, tmp_path / "stopped", "lisa", report=stop_at(5), **settings)
-    stopped = run(tiny, data, tmp_path / "stopped", "lisa", resume=True, **settings)
+    stopped = run_in_two(5, tiny, data, tmp_path / "stopped", "lisa", **settings)
     one, other = weights(straight), weights(stopped)
     assert all(one[n].equal(other[n]) for n in one)
 

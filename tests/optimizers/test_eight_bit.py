@@ -8,11 +8,10 @@ import lmf_optimizers
 import pytest
 import torch
 from lmf import LmfError, Plugins
-from lmf.errors import Interrupted
 from lmf.training import checkpoint
 from lmf_optimizers import eight_bit
 from lmf_optimizers.eight_bit import AdamW8bit
-from tinyrun import plan, run, stop_at, talks, weights
+from tinyrun import SWITCHING, plan, run, run_in_two, talks, weights
 from torch import nn
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -154,18 +153,12 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(tmp_path):
         }
 
 
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [("full", {}), *(("lisa", {"interval": 2, "active_layers": 1, "state": s}) for s in ("reset", "park", "keep"))],
-    ids=str,
-)
+@pytest.mark.parametrize(("method", "options"), SWITCHING, ids=str)
 def test_a_run_that_was_stopped_comes_to_the_same_bits(method, options, tiny, tmp_path):
     data = talks(tmp_path / "talks.jsonl", 24)
     settings = {"steps": 7, "optimizer": "adamw-8bit", "options": options, "dtype": "bfloat16"}
     straight = run(tiny, data, tmp_path / "straight", method, **settings)
-    with pytest.raises(Interrupted):
-        run(tiny, data, tmp_path / "stopped", method, report=stop_at(3), **settings)
-    stopped = run(tiny, data, tmp_path / "stopped", method, resume=True, **settings)
+    stopped = run_in_two(3, tiny, data, tmp_path / "stopped", method, **settings)
     one, other = weights(straight), weights(stopped)
     assert all(one[n].equal(other[n]) for n in one)
     assert any(not one[n].equal(before) for n, before in weights(tiny).items())

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from ..encoding.material import encode_data
 from ..errors import LmfError
+from ..memory import machine
 from ..plan import Plan
 from ..report import Reporter
 from ..specs import ModelSpec, Tuner, TuningMethod
@@ -40,7 +40,7 @@ def measure(plan: Plan, report: Reporter | None = None) -> list[float]:
     Raises:
         LmfError: The model cannot be loaded, or a gradient is not a finite number.
     """
-    device = Accelerator().device
+    device = machine.device()
     material = encode_data(plan, report or Reporter())
     whole = dataclasses.replace(plan, method=_METHOD, method_options=_Nothing())
     learner = load_learner(whole, material, device, Reporter())

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from lmf import ConfigError, LmfError
 from torch.distributed.tensor import DTensor
 
 
-def check_launch(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
+def check_launch(dtype: str) -> None:
     """Refuse what ``accelerate launch`` was told to do and LISA cannot, before a model is loaded.
 
     Args:
         dtype: The setting ``--dtype``.
-        environment: The variables that ``accelerate launch`` sets.
 
     Raises:
         ConfigError: It is DeepSpeed, the first version of FSDP, or FSDP with weights of 16 bits.
     """
-    if _on(environment, "ACCELERATE_USE_DEEPSPEED"):
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(
             "LISA cannot run under DeepSpeed: ZeRO copies what is trained at the start into buffers of its own and "
             "steps those, so layers that are drawn later would never change, and those that are left would keep "
             "their state. Launch without DeepSpeed."
         )
-    if not _on(environment, "ACCELERATE_USE_FSDP"):
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
-    if environment.get("FSDP_VERSION", "1") != "2":
+    if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
             "LISA cannot run under the first version of FSDP: it lays the weights of a layer end to end in one tensor "
             "when the run begins, with what is trained then. Launch with --fsdp_version 2, or without FSDP."
@@ -57,7 +57,3 @@ _PRECISION = (
     "LISA trains weights in float32 and keeps the others in the precision of the forward pass, but FSDP2 fixes the "
     "precision of a weight when it shards it."
 )
-
-
-def _on(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "").lower() in {"1", "true", "yes", "on", "y", "t"}
