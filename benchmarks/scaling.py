@@ -11,10 +11,10 @@ On the CPU, in fp32, with random weights:
 - records: a run on 1000 to a million short records, read first and streamed, each in a fresh process: seconds and
   memory from before the data is looked at until the first step is done, and seconds of a later step
 
-A step is the fastest of several, for others are slowed down by whatever else the machine does. Its memory is that of
-its tensors, counted as ``lmf profile memory`` does; that of a run is the highest
-resident set (Linux). A curve is cost = c * x^e; e is fitted to all of its points, and taken between neighbours.
-Where it is more than it should be, the report says so.
+A step is the fastest of several after the first three, for others are slowed down by whatever else the machine does.
+Its memory is that of its tensors, counted as ``lmf profile memory`` does; that of a run is the highest resident set
+(Linux). A curve is cost = c * x^e; e is fitted to all of its points, and taken between neighbours. Where it is more
+than it should be, the report says so.
 
 Every point is written when it is measured: started again, the command goes on where it was. --report only makes the
 table and the plot anew. All of it takes some 15 minutes on two quiet cores, --quick three.
@@ -47,6 +47,7 @@ TOKENS = 128  # of a step where the size of the model varies
 # layers and width; about 12 * layers * width^2 parameters
 SIZES = ((10, 256), (10, 512), (16, 768), (24, 1152), (24, 1856))
 RECORDS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+WARMUP = 3  # steps in which a process gets the memory that it then keeps; that takes longer than the step itself
 STEPS = 20  # of a run on records
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -141,9 +142,10 @@ def _step(method: str, layers: int, width: int, lengths: Sequence[int]) -> Point
             return f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         run = Run(planned, device)
     row = batch(lengths, shape.vocabulary, device)
-    run.step(0, row)
+    for _ in range(WARMUP):
+        run.step(0, row)
     seconds: list[float] = []
-    while (len(seconds) < 3 and sum(seconds) < 10) or (len(seconds) < 20 and sum(seconds) < 2):
+    while (len(seconds) < 5 and sum(seconds) < 30) or (len(seconds) < 20 and sum(seconds) < 2):
         start = time.perf_counter()
         run.step(0, row)
         seconds.append(time.perf_counter() - start)

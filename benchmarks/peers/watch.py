@@ -83,7 +83,8 @@ def _cpu(pid: int) -> float:
 def environment(folder: Path, program: Path, threads: int) -> dict[str, str]:
     """Return the variables for a tool: no network, no GPU, its own programs first, so many threads."""
     home = folder / "cache"
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | {  # all modules are compiled once, as those that pip installed are
         "PATH": f"{program}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
