@@ -30,7 +30,7 @@ DESCRIBING = (
 )
 RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
-    *("models", "losses", "layers", "encoding.store", "encoding.material"),
+    *("models", "losses", "layers", "memory.machine", "encoding.store", "encoding.material"),
     *(
         "training.packing",
         "training.lean",
@@ -44,7 +44,7 @@ RUNNING = (
         "training.output",
         "training.loop",
     ),
-    *("memory.ledger", "memory.machine", "memory.forecast", "memory.fitting", "testing"),
+    *("memory.ledger", "memory.forecast", "memory.fitting", "testing"),
 )
 LAYERS = DESCRIBING + RUNNING
 PARTS = {module.partition(".")[0] for module in LAYERS if "." in module}  # the packages within core
