@@ -22,7 +22,7 @@ from lmf_lisa import LisaOptions, build
 from lmf_lisa.precision import halved, joined, rounded_at_random
 from lmf_lisa.sampling import drawn
 from lmf_lisa.tuner import LisaTuner
-from tinyrun import PLUGINS, apart, processes, run, run_in_two, stop_at, talks, weights
+from tinyrun import PLUGINS, Notes, apart, processes, run, run_in_two, stop_at, talks, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LAYERS = 4  # of the tiny model
@@ -281,6 +281,12 @@ def test_a_run_in_16_bits_that_was_stopped_comes_to_the_same_bits(state, tiny, d
     assert all(one[n].equal(other[n]) for n in one)
 
 
+def test_a_model_of_weights_of_16_and_32_bits_is_sampled(tiny, data, tmp_path):
+    notes = Notes()
+    run(tiny, data, tmp_path / "out", "lisa", steps=2, dtype="bfloat16", sample="what is one?", report=notes)
+    assert [when for when, _, text in notes.samples if text] == ["before", "after"]
+
+
 @pytest.mark.parametrize("options", [{}, {"train_embeddings": False, "train_head": False, "state": "park"}], ids=str)
 def test_two_processes_compute_what_one_does(options, tiny, data, tmp_path):
     """Over two switches, with the wrapper of DDP renewed at each."""
@@ -395,6 +401,14 @@ def test_small_updates_of_weights_of_16_bits_do_not_vanish():
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         tuner(**options).prepare(tiny_model())
+
+
+def test_options_that_do_not_fit_are_refused_before_data_are_encoded(tiny, data, tmp_path):
+    notes = Notes()
+    with pytest.raises(ConfigError, match="go together; give both or neither"):
+        run(tiny, data, tmp_path / "out", "lisa", options={"sampler": "weighted"}, report=notes)
+    assert notes.notes == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

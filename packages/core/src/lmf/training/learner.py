@@ -74,15 +74,16 @@ def padding_share(examples: Examples, batch_size: int, micro_batch_tokens: int, 
     return 1 - sum(examples.lengths) / computed
 
 
-def check_launch(plan: Plan) -> None:
-    """Refuse what ``accelerate launch`` was told to do and a run cannot; the method's own reason goes first.
+def check_tuner(plan: Plan) -> None:
+    """Refuse what the method cannot do, and then what no run can, before data are encoded.
 
     Raises:
-        ConfigError: The model would be divided among processes.
+        LmfError: The method cannot work with its options, or here.
+        ConfigError: ``accelerate launch`` was told to divide the model among processes.
     """
+    _tuner(plan, family(load_config(plan.model, plan.settings.trust_remote_code).model_type, plan.plugins))
     asked = [name for name in ("FSDP", "DeepSpeed") if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}")]
     if asked:
-        _tuner(plan, family(load_config(plan.model, plan.settings.trust_remote_code).model_type, plan.plugins))
         raise ConfigError(f"A run cannot be divided by {asked[0]} yet. Launch it without: each process has a copy.")
 
 

@@ -40,7 +40,7 @@ from ..runs import (
     write_run,
 )
 from . import checkpoint, packing
-from .learner import Learner, check_launch, load_learner
+from .learner import Learner, check_tuner, load_learner
 from .loss import Learned
 from .output import check_saving, clear, save_model
 from .packing import Batch
@@ -56,7 +56,7 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     """
     report = report or Reporter()
     settings, output = plan.settings, plan.settings.output
-    check_launch(plan)
+    check_tuner(plan)
     accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
     if settings.step_in_backward and accelerator.num_processes > 1:
         accelerator.wait_for_everyone()  # the first to leave would cut the others off
@@ -380,7 +380,8 @@ class _Run:
 
     def _sample(self, when: str) -> None:
         if self.settings.sample and self.accelerator.is_main_process:
-            text = generate.reply(self.model, self.material.tokenizer, self.material.encoder, self.settings.sample)
+            with self.learner.precision(self.device):
+                text = generate.reply(self.model, self.material.tokenizer, self.material.encoder, self.settings.sample)
             self.report.sample(when, self.settings.sample, text)
             self.record[f"sample_{when}"] = text
 
