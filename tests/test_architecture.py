@@ -38,7 +38,7 @@ RUNNING = (
         "training.update",
         "training.checkpoint",
         "training.supply",
-        "generate",
+        *(f"generate.{name}" for name in ("sampling", "text", "caches", "drafts", "engine", "opening")),
         "training.learner",
         "training.gradients",
         "training.output",

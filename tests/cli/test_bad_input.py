@@ -214,8 +214,9 @@ def test_a_flag_that_is_required(folder, flag):
         ("plan trian full", "No objective is called 'trian'. Did you mean 'train'?\nInstalled: "),
         ("plan train nosuch", "No tuning method is called 'nosuch'.\nInstalled: freeze, full"),
         ("generate nosuch hi", "No model is called 'nosuch'.\nInstalled: smollm2-135m"),
-        ("generate ./model hi --temperature nan", "--temperature is nan; it must be from 0 to 10."),
-        ("generate ./model hi --max-new-tokens 0", "--max-new-tokens is 0; it must be at least 1."),
+        ("generate ./model hi --temperature nan", "--temperature is nan; it must be a finite number."),
+        ("generate ./model hi --max-tokens 0", "--max-tokens is 0; it must be at least 1."),
+        ("generate ./model hi --draft-model nosuch", "No model is called 'nosuch'.\nInstalled: smollm2-135m"),
         ("generate ./model hi --template chatlm", "No template is called 'chatlm'. Did you mean 'chatml'?"),
     ],
 )

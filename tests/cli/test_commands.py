@@ -40,8 +40,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     lines = {
         "train": ["train", "full", *base, "--eval-split", "0.25", "--sample", "Ping?", "--output", "runs/my run"],
         "again": ["train", "--config", "runs/my run/run.toml", "--output", "runs/again"],
-        "generate": ["generate", "runs/my run", "Ping?", "--max-new-tokens", "4"],
-        "twice": ["generate", "runs/my run", "Ping?", "--max-new-tokens", "4"],
+        "generate": ["generate", "runs/my run", "Ping?", "--max-tokens", "4"],
+        "twice": ["generate", "runs/my run", "Ping?", "--max-tokens", "4"],
     }
     return Session(folder, dict(zip(lines, batch(folder, lines.values()), strict=True)))
 

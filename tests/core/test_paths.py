@@ -14,7 +14,7 @@ import pytest
 import torch
 from lmf import DataError, LmfError, UnknownName
 from lmf.data.reading import read
-from lmf.generate import open_model
+from lmf.generate.opening import open_model
 from lmf.models import load_model, load_tokenizer
 from lmf.sources import find_model
 from lmf.templates.choose import own_template

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import ConfigError, DataError, Kernel, LmfError, ModelSpec, Plugins, RunSettings, Tuner, TuningMethod, hookimpl
+from lmf import (
+    ConfigError,
+    DataError,
+    Kernel,
+    LmfError,
+    ModelSpec,
+    Plugins,
+    RunSettings,
+    Sampling,
+    Tuner,
+    TuningMethod,
+    hookimpl,
+)
 from lmf.config import make
 from lmf.encoding.encoder import Example
 from lmf.encoding.examples import Examples
 from lmf.encoding.material import encode_data, split
-from lmf.generate import open_model, reply
+from lmf.generate.opening import open_model, reply
 from lmf.plan import make_plan
 from lmf.report import Reporter
 from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -174,7 +186,7 @@ def test_tokens_that_the_model_lacks_are_added_trained_and_saved(method, options
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(output).eval()(prompt).logits
         assert torch.equal(chatter.model(prompt).logits, theirs)
-    assert isinstance(reply(chatter.model, chatter.tokenizer, chatter.encoder, "one", max_new_tokens=3), str)
+    assert isinstance(reply(chatter, "one", Sampling(max_tokens=3)), str)
 
 
 def test_the_rows_of_new_tokens_are_trained(tiny, data, tmp_path):

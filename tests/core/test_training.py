@@ -22,9 +22,9 @@ import lmf_sft
 import pytest
 import torch
 import torch.nn.functional as F
-from lmf import ConfigError, LmfError
+from lmf import ConfigError, LmfError, Sampling
 from lmf.errors import Interrupted
-from lmf.generate import open_model, reply
+from lmf.generate.opening import open_model, reply
 from lmf.testing import tiny_checkpoint
 from lmf.training.loop import schedule
 from tinyrun import (
@@ -661,7 +661,7 @@ def test_a_model_taught_short_answers_stops_by_itself(tiny, tmp_path):
     stopped = known = 0
     for line in data.read_text().splitlines():
         question, answer = (message["content"] for message in json.loads(line)["messages"])
-        text = reply(chatter.model, chatter.tokenizer, chatter.encoder, question, max_new_tokens=64)
+        text = reply(chatter, question, Sampling(max_tokens=64))
         stopped += len(chatter.tokenizer(text)["input_ids"]) < 50
         known += text == answer
     print(f"\n  {stopped} of 50 replies stopped by themselves, {known} of 50 are those that were taught")

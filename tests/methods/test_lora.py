@@ -18,7 +18,7 @@ import torch
 from lmf import ConfigError, LmfError, Plugins
 from lmf.config import make
 from lmf.errors import Interrupted
-from lmf.generate import open_model
+from lmf.generate.opening import open_model
 from lmf.testing import TINY, check_method, tiny_checkpoint, tiny_model, tiny_tokenizer
 from lmf_cli.app import build as command_line
 from lmf_lora import LoraOptions, build, lmf_methods

@@ -26,23 +26,26 @@ def command(
     run: Callable[..., None],
     headings: Mapping[str, str] = MappingProxyType({}),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """Make a Typer command with a flag for every field of some settings classes.
 
     Args:
         kinds: Settings classes by the heading that their flags get in ``--help``.
-        run: Called with one object of each class, in order, and where each setting came from.
+        run: Called with the arguments, one object of each class, in order, and where each setting came from.
         headings: Other headings by the field at which they begin.
         defaults: What to show as the default of a field whose own is None.
+        arguments: The types of what stands before the flags, by name.
     """
     hints = {name: _bare(hint) for kind in kinds.values() for name, hint in typing.get_type_hints(kind).items()}
 
     def call(config_file: str | None = None, **given: Any) -> None:
+        positional = [given.pop(name) for name in arguments]
         values = {name: _read(value, hints[name]) for name, value in given.items() if value not in (None, [], ())}
         file = None if config_file is None else Path(config_file)
         objects, origins = config.merge(list(kinds.values()), file, values, KNOWN)
         origins |= {name: str(file) for name in (config.read_toml(file) if file else ()) if name in KNOWN}
-        run(*objects, origins)
+        run(*positional, *objects, origins)
 
     help = "TOML file of settings; flags win over it."
     file = typer.Option("--config", metavar="PATH", help=help, show_default=False)
@@ -54,9 +57,10 @@ def command(
             # what two of them have is refused by merge
             annotations.setdefault(f.name, _flag(f, hints[f.name], default, heading))
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in annotations.items()]
+    parameters = [inspect.Parameter(n, keyword, annotation=a) for n, a in arguments.items()]
+    parameters += [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in annotations.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = annotations
+    call.__annotations__ = {**arguments, **annotations}
     return call
 
 

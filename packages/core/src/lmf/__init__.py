@@ -5,7 +5,7 @@ from .conversation import Conversation, Message, Preference, Ranking, Record, To
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
 from .hookspecs import hookimpl
 from .plugins import API_VERSION, Plugins
-from .settings import RunSettings
+from .settings import RunSettings, Sampling
 from .specs import (
     Checkpoint,
     Command,
@@ -52,6 +52,7 @@ __all__ = [
     "Record",
     "Remote",
     "RunSettings",
+    "Sampling",
     "Template",
     "ToolCall",
     "Tuner",

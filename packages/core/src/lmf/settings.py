@@ -1,7 +1,8 @@
-"""The settings that every training run has, whatever is learned and however."""
+"""The settings that every training run has, whatever is learned and however, and those of replies."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,3 +80,35 @@ class RunSettings:
 
     allow_pickle: bool = option(False, "Load pickled weights, which can run code; only from sources you trust.")
     trust_remote_code: bool = option(False, "Run the Python code that the model's folder or repository brings.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How a reply is written."""
+
+    max_tokens: int = option(256, "Longest reply in tokens.", min=1)
+    temperature: float = option(0.0, "0 takes the likeliest token each time; above, tokens are drawn.", min=0, max=10)
+    top_p: float = option(1.0, "Draw from the likeliest tokens that have this probability together.", above=0, max=1)
+    top_k: int = option(0, "Draw from so many of the likeliest tokens; 0 for no limit.", min=0)
+    min_p: float = option(0.0, "Draw from tokens with this share of the likeliest one's probability.", min=0, max=1)
+    repetition_penalty: float = option(
+        1.0, "Above 1, tokens that the prompt or the reply has are less likely (arXiv:1909.05858).", above=0, max=10
+    )
+    presence_penalty: float = option(0.0, "Taken from the logit of each token that the reply has.", min=-2, max=2)
+    frequency_penalty: float = option(0.0, "The same, times how often the reply has it.", min=-2, max=2)
+    seed: int | None = option(None, "Start of the random numbers; another each time by default.", min=0)
+    stop: tuple[str, ...] = option((), "Text that ends a reply; it is not part of it.")
+
+    @property
+    def likeliest(self) -> bool:
+        """Whether the token that the model finds likeliest is taken each time."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and not self.penalized
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens that were written are less likely, or more, than they were."""
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    def draws(self, index: int = 0) -> random.Random:
+        """Return the random numbers of one of several replies to a prompt."""
+        return random.Random(f"{self.seed}:{index}" if self.seed is not None else None)

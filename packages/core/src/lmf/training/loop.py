@@ -20,11 +20,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from .. import generate
 from ..config import to_toml
 from ..encoding.encoder import Example
 from ..encoding.material import Material, encode_data
 from ..errors import ConfigError, DataError, Interrupted, LmfError
+from ..generate.opening import Chatter, reply
 from ..guard import Stop, lock
 from ..plan import Plan, check_output
 from ..report import Reporter
@@ -39,6 +39,7 @@ from ..runs import (
     write_file,
     write_run,
 )
+from ..settings import Sampling
 from . import checkpoint, packing
 from .learner import Learner, check_tuner, load_learner
 from .loss import Learned
@@ -46,6 +47,8 @@ from .output import check_saving, clear, save_model
 from .packing import Batch
 from .supply import supply_of
 from .update import update_of
+
+SAMPLE = Sampling(max_tokens=128)  # of --sample
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -380,8 +383,10 @@ class _Run:
 
     def _sample(self, when: str) -> None:
         if self.settings.sample and self.accelerator.is_main_process:
+            encoder = self.material.encoder
+            chatter = Chatter(self.model, self.material.tokenizer, encoder.template, encoder)
             with self.learner.precision(self.device):
-                text = generate.reply(self.model, self.material.tokenizer, self.material.encoder, self.settings.sample)
+                text = reply(chatter, self.settings.sample, SAMPLE)
             self.report.sample(when, self.settings.sample, text)
             self.record[f"sample_{when}"] = text
 

@@ -196,6 +196,7 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     bounds: Sequence[int] = (),
+    caches: Sequence[Any] = (),
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each packed example: one call an example, no N x N mask.
@@ -211,6 +212,8 @@ def attention(
         sliding_window: Number of positions, itself included, that a token sees.
         softcap: Bound of the scores: softcap * tanh(score / softcap).
         bounds: Where the examples start and end: 0, the end of the first, ..., N.
+        caches: For each example what adds its keys and values to those of earlier tokens and returns all
+            (``lmf.generate.caches.Cache``); none in training.
 
     Returns:
         (1, N, heads, head size), and no weights.
@@ -219,39 +222,40 @@ def attention(
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     outputs = []
     # split, not sliced: the gradient of a slice is as large as what it was cut from
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
-        length = q.shape[2]
-        if softcap is not None:
-            outputs.append(_capped(q, k, v, scaling, dropout, sliding_window, softcap))
-        elif sliding_window is not None and sliding_window < length:
-            seen = _window(length, sliding_window, q.device)
-            outputs.append(F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=True))
-        else:
-            outputs.append(
-                F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scaling, enable_gqa=True)
-            )
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+    for number, (q, k, v) in enumerate(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)):
+        if caches:
+            k, v = caches[number].extend(module.layer_idx, k, v)
+        if sliding_window is not None:  # what no query sees
+            k, v = (x[:, :, -(sliding_window + q.shape[2] - 1) :] for x in (k, v))
+        outputs.append(_attend(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
 
 
-def _window(length: int, window: int, device: torch.device) -> torch.Tensor:
-    ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.tril() & ones.triu(1 - window)
-
-
-def _capped(
+def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     scaling: float | None,
     dropout: float,
     window: int | None,
-    softcap: float,
+    softcap: float | None,
 ) -> torch.Tensor:
+    """Attend from the last positions, (1, heads, n, head size), to all of them."""
+    count, length = q.shape[2], k.shape[2]
+    plain = count in (1, length) and (window is None or window >= length)
+    if softcap is None and plain:
+        causal = count > 1
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scaling, enable_gqa=True)
+    ones = torch.ones(count, length, dtype=torch.bool, device=q.device)
+    seen = ones.tril(length - count)
+    if window is not None:
+        seen &= ones.triu(length - count + 1 - window)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=True)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~_window(q.shape[2], window or q.shape[2], q.device), -torch.inf)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, -torch.inf)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     return F.dropout(weights, dropout) @ v
 

@@ -1,5 +1,6 @@
 """Replies: what transformers would write, up to where the template ends a reply."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lmf import ConfigError, LmfError, Message, Template, UnknownName
+from lmf import ConfigError, LmfError, Message, Sampling, Template, UnknownName
+from lmf.config import make
 from lmf.encoding.encoder import Encoder
 from lmf.errors import Interrupted
-from lmf.generate import Chatter, open_model, ordinary_attention, reply
-from lmf.testing import tiny_checkpoint, tiny_model, tiny_tokenizer
+from lmf.generate.caches import reading
+from lmf.generate.opening import Chatter, open_model, reply
+from lmf.testing import tiny_checkpoint, tiny_model
 from lmf.training import packing
 from tinyrun import PLUGINS, run, stop_at, talks
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,130 +36,78 @@ def chatter(finished) -> Chatter:
     return open_model(str(finished), PLUGINS)
 
 
-def answer(chatter: Chatter, prompt: str, **options: Any) -> str:
-    return reply(chatter.model, chatter.tokenizer, chatter.encoder, prompt, **options)
+def answer(chatter: Chatter, prompt: str, *, system: str | None = None, prefill: str = "", **options: Any) -> str:
+    return reply(chatter, prompt, make(Sampling, options), system=system, prefill=prefill)
+
+
+def theirs(folder: Path, ids: list[int], count: int) -> str:
+    """Return what transformers generates."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    row = torch.tensor([ids])
+    out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=count, do_sample=False)
+    return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("prompt", ["0 the", "what is one?", "", "<|im_end|>", "\u00fcber \U0001f600"])
 def test_a_greedy_reply_is_what_transformers_generates(prompt, finished, chatter):
-    tokenizer, model = AutoTokenizer.from_pretrained(finished), AutoModelForCausalLM.from_pretrained(finished)
-    ids = torch.tensor([chatter.encoder.prompt([Message("user", prompt)])])
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    ids = chatter.encoder.prompt([Message("user", prompt)])
     if "<|" not in prompt:  # which transformers would read as a control token
         messages = [{"role": "user", "content": prompt}]
-        theirs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        assert torch.equal(theirs["input_ids"], ids)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-    expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    assert answer(chatter, prompt, max_new_tokens=40) == expected
+        assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+    expected = theirs(finished, ids, 40)
+    assert answer(chatter, prompt, max_tokens=40) == expected
     assert expected
 
 
 @pytest.mark.parametrize("system", [None, "", "answer one"])
 @pytest.mark.parametrize("prefill", ["", "the user", " and"])
 def test_a_reply_goes_on_from_a_system_message_and_its_own_beginning(system, prefill, finished, chatter):
-    tokenizer, model = AutoTokenizer.from_pretrained(finished), AutoModelForCausalLM.from_pretrained(finished)
+    tokenizer = AutoTokenizer.from_pretrained(finished)
     opening = [] if system is None else [{"role": "system", "content": system}]
     messages = [*opening, {"role": "user", "content": "what"}]
     begun = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + prefill
-    ids = tokenizer(begun, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
-    expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    assert answer(chatter, "what", system=system, prefill=prefill, max_new_tokens=20) == expected
+    expected = theirs(finished, tokenizer(begun, add_special_tokens=False)["input_ids"], 20)
+    assert answer(chatter, "what", system=system, prefill=prefill, max_tokens=20) == expected
 
 
 def test_a_text_goes_on_from_its_beginning_and_has_no_system_message(tiny):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
-    encoder = Encoder(tokenizer, None)
-    whole = reply(model, tokenizer, encoder, "the user say", max_new_tokens=9)
-    assert reply(model, tokenizer, encoder, "the user", prefill=" say", max_new_tokens=9) == whole
-    with pytest.raises(ConfigError, match="has no template; a system message has no place in it"):
-        reply(model, tokenizer, encoder, "the user", system="Be brief.")
+    plain = open_model(str(tiny), PLUGINS)
+    expected = theirs(tiny, plain.tokenizer("the user say")["input_ids"], 9)
+    assert answer(plain, "the user say", max_tokens=9) == expected
+    assert answer(plain, "the user", prefill=" say", max_tokens=9) == expected
+    with pytest.raises(ConfigError, match="has no template, so there can be one text and nothing else"):
+        answer(plain, "the user", system="Be brief.")
 
 
-def test_a_packed_model_replies_as_an_ordinary_one(finished, chatter):
+def test_a_model_in_training_replies_as_an_ordinary_one_and_stays_as_it_was(finished, chatter):
     """The loop asks for a sample in the middle of training, with its own attention."""
     model = AutoModelForCausalLM.from_pretrained(finished, attn_implementation=packing.ATTENTION).train()
-    text = reply(model, chatter.tokenizer, chatter.encoder, "what is one?", max_new_tokens=20)
-    assert text == answer(chatter, "what is one?", max_new_tokens=20)
+    text = answer(dataclasses.replace(chatter, model=model), "what is one?", max_tokens=20)
+    assert text == answer(chatter, "what is one?", max_tokens=20)
     assert model.training
     assert model.config._attn_implementation == packing.ATTENTION
 
 
 def test_a_model_is_put_back_when_generation_fails():
     model = tiny_model().train()
-    model.set_attn_implementation(packing.ATTENTION)
-    with pytest.raises(RuntimeError, match="mine"), ordinary_attention(model):
-        assert (model.training, model.config._attn_implementation) == (False, "sdpa")
+    with pytest.raises(RuntimeError, match="mine"), reading(model):
+        assert (model.training, model.config._attn_implementation) == (False, packing.ATTENTION)
         raise RuntimeError("mine")
-    assert (model.training, model.config._attn_implementation) == (True, packing.ATTENTION)
+    assert (model.training, model.config._attn_implementation) == (True, "sdpa")
 
 
-class Script:
-    """A model that writes given tokens, whatever it is asked."""
-
-    def __init__(self, text: list[int]):
-        self.model, self.text = tiny_model(), text
-
-    def __enter__(self) -> Any:
-        model, text = self.model, iter(self.text)
-
-        def forward(input_ids: torch.Tensor, **_: Any) -> Any:
-            logits = torch.zeros(1, input_ids.shape[1], 300)
-            logits[0, -1, next(text)] = 1
-            return type("Output", (dict,), {"logits": logits, "past_key_values": None})()
-
-        model.forward = forward
-        return model
-
-    def __exit__(self, *_: Any) -> None:
-        del self.model.forward
-
-
-@pytest.mark.parametrize(
-    ("stop", "special"),
-    [("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")), ("\n\nUser:", ("<|endoftext|>",))],
-    ids=["a token", "several tokens"],
-)
-def test_a_reply_ends_at_the_stop_of_its_template_and_without_it(stop, special):
-    tokenizer = tiny_tokenizer(special=special)
-    template = Template(
-        name="t", source="here", user="{content}", assistant="A:", reply="{content}" + stop, stop=(stop,)
-    )
-    text = f"hello{stop} never reached"
-    with Script(tokenizer(text, add_special_tokens=False)["input_ids"]) as model:
-        assert reply(model, tokenizer, Encoder(tokenizer, template), "one") == "hello"
-
-
-def test_a_reply_ends_at_the_end_token_of_the_tokenizer_too():
-    tokenizer = tiny_tokenizer()
-    tokenizer.eos_token = "<|endoftext|>"
-    with Script(tokenizer("hello<|endoftext|>never", add_special_tokens=False)["input_ids"]) as model:
-        assert reply(model, tokenizer, Encoder(tokenizer, PLUGINS.templates["chatml"]), "one") == "hello"
-
-
-def test_a_text_is_continued_without_a_template(tiny):
-    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
-    ids = torch.tensor([tokenizer("the user and")["input_ids"]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
-    expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    assert reply(model, tokenizer, Encoder(tokenizer, None), "the user and", max_new_tokens=10) == expected
-
-
-def test_above_temperature_0_tokens_are_drawn(chatter):
-    torch.manual_seed(0)
-    texts = {answer(chatter, "one", max_new_tokens=8, temperature=2.0) for _ in range(5)}
-    torch.manual_seed(0)
-    assert {answer(chatter, "one", max_new_tokens=8, temperature=2.0) for _ in range(5)} == texts
-    assert len(texts) > 1
-
-
-def test_what_is_streamed_is_what_is_returned(chatter):
-    parts: list[str] = []
-    text = answer(chatter, "4 what is one two", max_new_tokens=30, stream=parts.append)
-    assert "".join(parts) == text
-    assert len(parts) > 1
+def test_what_ends_a_reply_are_the_template_s_stops_the_tokenizer_s_end_and_those_of_the_model(tiny):
+    chatter = open_model(str(tiny), PLUGINS, "chatml")
+    known = chatter.tokenizer.get_vocab()
+    chatter.model.generation_config.eos_token_id = [known["a"], known["b"]]
+    chatter.tokenizer.eos_token = "<|endoftext|>"
+    other = dataclasses.replace(chatter, encoder=Encoder(chatter.tokenizer, chatter.template))
+    assert other.stops() == ({known[t] for t in ("a", "b", "<|im_end|>", "<|endoftext|>")}, [])
+    end = "\n\nUser:"
+    template = Template(name="t", source="here", user="{content}", assistant="A:", reply="{content}" + end, stop=(end,))
+    texts = dataclasses.replace(chatter, encoder=Encoder(chatter.tokenizer, template))
+    assert texts.stops() == ({known["a"], known["b"], known["<|endoftext|>"]}, [end])
 
 
 # Opening

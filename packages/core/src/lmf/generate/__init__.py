@@ -1,0 +1,1 @@
+"""Models at work: opened with the format they were trained on, and writing replies."""

@@ -1,0 +1,191 @@
+"""Opens a model with all that it takes to talk to it: a base, or what a run of lmf gave out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..config import make
+from ..conversation import Message
+from ..encoding.encoder import Encoder
+from ..errors import ConfigError, LmfError
+from ..models import inner, load_model, load_tokenizer
+from ..plugins import Plugins
+from ..runs import RUN_FILE, read_run
+from ..settings import Sampling
+from ..sources import Source, family, find_model
+from ..templates.choose import named_template, template_for, with_reasoning
+from ..templates.jinja import AUTO, AnyTemplate
+from .caches import Runner, reading, runner_for
+from .drafts import Drafter, Smaller
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Draft = Callable[[Sampling, random.Random], Drafter]  # makes what drafts the tokens of a reply
+
+
+UNLIMITED = 2**20  # tokens, for a model that has no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Chatter:
+    """A model with all that it takes to talk to it.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        template: The template it was trained with; None for a model of plain text.
+        encoder: Encodes with both.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: AnyTemplate | None
+    encoder: Encoder
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its reply that the model can read."""
+        config = inner(self.model).config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+
+    def stops(self) -> tuple[set[int], list[str]]:
+        """Return what ends a reply: ids of tokens, and texts that are not one token."""
+        template, known = self.encoder.template, self.tokenizer.get_vocab()
+        texts = (*(template.stops(self.encoder.eos) if template else ()), self.encoder.eos)
+        ids = {known[text] for text in texts if text in known}
+        saved = inner(self.model).generation_config.eos_token_id
+        ids |= {saved} if isinstance(saved, int) else set(saved or ())
+        return ids, [text for text in texts if text and text not in known]
+
+    def ids(self, messages: Sequence[Message], prefill: str = "", tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the ids of a conversation up to where the model speaks on.
+
+        Args:
+            messages: The conversation. Without a template it can only be one text, of a user, to go on from.
+            prefill: What the model has said already of its reply.
+            tools: What the model may call.
+
+        Raises:
+            LmfError: The template has no place for something, or there is none.
+        """
+        if self.template:
+            return self.encoder.prompt(messages, tools, prefill)
+        if [message.role for message in messages] != ["user"] or tools:
+            raise ConfigError(
+                "This model continues text and has no template, so there can be one text and nothing else: no system "
+                "message, no history, no tools. Choose a template, or give one text."
+            )
+        return self.encoder.plain(messages[0].content + prefill)
+
+    def goes_on(self, prefill: str = "") -> bool:
+        """Return whether what the model writes goes on from text of the prompt, so that it may begin with a space."""
+        return bool(prefill) or self.template is None
+
+    def engine(self, runner: Runner, *, context: int | None = None, **options: Any) -> Engine:
+        """Return what writes replies.
+
+        Args:
+            runner: Runs the model.
+            context: The most tokens of a prompt and its reply; what the model can read by default.
+            options: Further arguments of ``Engine``.
+
+        Raises:
+            ConfigError: The model cannot read so many tokens.
+        """
+        if context and context > self.context:
+            raise ConfigError(f"--context {context} is more than the {self.context} tokens that the model can read.")
+        ends, texts = self.stops()
+        return Engine(runner, self.tokenizer, ends, context or self.context, stop=texts, **options)
+
+
+def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
+    """Load a base model, or what a run of lmf gave out, with the template it was trained with.
+
+    Args:
+        name: An output folder of a run, or anything that ``--model`` takes.
+        plugins: What is installed.
+        template: Another template than the model's own: a name or a Jinja file.
+
+    Raises:
+        LmfError: There is no such model, or a plugin that its run used is missing.
+    """
+    folder = Path(name)
+    if (folder / RUN_FILE).exists():
+        record = read_run(folder)
+        if record["status"] != "finished":
+            raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
+        model, tokenizer = _open_run(folder, record, plugins)
+        usual, reasoning = record["template"], record["settings"]["reasoning"]
+    else:
+        source = find_model(name, plugins)
+        model, tokenizer = load_model(source).eval(), load_tokenizer(source)
+        usual, reasoning = source.template or AUTO, "strip"
+    asked = named_template(template, plugins)
+    if asked is None and usual not in (None, AUTO):
+        asked = plugins.templates[usual]
+    chosen = template_for(tokenizer, asked) if asked or usual else None  # of a run on texts there is none
+    chosen = with_reasoning(chosen, reasoning) if chosen else None
+    return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
+
+
+def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load what a run gave out: a whole model, or the base and what the method put beside it."""
+    here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
+    base = here or find_model(record["settings"]["model"], plugins)
+    tokenizer = load_tokenizer(Source(str(folder), str(folder)))
+    model: Any = load_model(base)
+    if here is None:
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+        method = plugins.methods[record["settings"]["method"]]
+        options = {f.name: record["settings"][f.name] for f in fields(method.options) if f.name in record["settings"]}
+        tuner = method.build(make(method.options, options), family(model.config.model_type, plugins))
+        model = tuner.prepare(model, record["new_tokens"])
+        tuner.load(model, folder)
+    return model.eval(), tokenizer
+
+
+def reply(chatter: Chatter, prompt: str, sampling: Sampling, *, system: str | None = None, prefill: str = "") -> str:
+    """Return one reply to a message, or the continuation of a text, of a model that may be in training.
+
+    Args:
+        chatter: The model; it is afterwards what it was before.
+        prompt: The user's message, or the text.
+        sampling: How the reply is drawn.
+        system: A system message, which only a template can write.
+        prefill: How the reply begins; what is returned goes on from there.
+    """
+    opening = [] if system is None else [Message("system", system)]
+    ids = chatter.ids([*opening, Message("user", prompt)], prefill)
+    with reading(chatter.model) as runner:
+        engine = chatter.engine(runner)
+        replies = engine.submit(ids, sampling, continues=chatter.goes_on(prefill))
+        engine.finish(replies)
+    return replies[0].text
+
+
+def drafts_of(chatter: Chatter, smaller: Chatter) -> Draft:
+    """Return what drafts with a smaller model.
+
+    Raises:
+        ConfigError: The two do not have the same tokens.
+    """
+    if chatter.tokenizer.get_vocab() != smaller.tokenizer.get_vocab():
+        raise ConfigError(
+            "The draft model has other tokens than the model, so its guesses cannot be checked. Choose a smaller model "
+            "of the same family."
+        )
+    runner = runner_for(smaller.model)
+    if not runner.crops:
+        raise ConfigError("The draft model cannot take back what it has read, as speculative decoding must.")
+    width = inner(chatter.model).get_output_embeddings().weight.shape[0]
+    return lambda sampling, chance: Smaller(runner, sampling, chance, width)
