@@ -79,7 +79,7 @@ def test_replies_that_come_and_go_are_those_of_the_model_alone(name):
     assert {reply.finish for reply in replies} == {"length"}
 
 
-def test_a_model_with_an_adapter_or_of_an_unknown_kind_is_run_too():
+def test_a_model_of_an_unknown_kind_is_run_too():
     class Odd(transformers.LlamaForCausalLM):
         """Writes another thing than its parts give, whatever its cache."""
 
@@ -236,7 +236,6 @@ def test_a_reply_ends_where_the_model_can_read_no_further():
 def test_several_replies_to_a_prompt_read_it_once_and_are_drawn_apart():
     logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
     rule = Rule(lambda ids: logits)
-    replies = engine(rule).submit([5] * 30, Sampling(max_tokens=5, temperature=1.0, seed=3), n=4)
     writer = engine(rule)
     replies = writer.submit([5] * 30, Sampling(max_tokens=5, temperature=1.0, seed=3), n=4)
     writer.finish(replies)

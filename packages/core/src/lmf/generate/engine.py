@@ -72,7 +72,7 @@ class Reply:
         writing: Its text.
         chance: Its random numbers.
         likeliest: How many likeliest tokens are told with each of its own; None if no log-probabilities are wanted.
-        show: Is told each new part of the text, and "" at the end.
+        show: Is told each new part of the text, and at the end once more, be it with nothing.
         drafter: Drafts its tokens.
         ids: What was written, with the token that ended it.
         tokens: The same with log-probabilities, where they are wanted.
@@ -172,7 +172,7 @@ class Engine:
             sampling: How they are drawn.
             n: How many.
             likeliest: How many likeliest tokens to tell with each, with log-probabilities; none at all by default.
-            show: Is told each new part of the text of a reply, and "" at its end.
+            show: Is told each new part of the text of a reply, and at its end once more, be it with nothing.
             continues: Whether the text goes on from that of the prompt, so that it may begin with a space.
 
         Raises:
@@ -306,7 +306,8 @@ class Engine:
             if finish:
                 text += reply.writing.end()
                 break
-        reply._state.crop(len(reply.prompt) + len(reply.ids) - 1) if draft.ids else None
+        if draft.ids:  # forget the guesses that were not kept
+            reply._state.crop(len(reply.prompt) + len(reply.ids) - 1)
         reply.finish = reply.finish or finish
         if reply.finish:
             self._leave(reply)
