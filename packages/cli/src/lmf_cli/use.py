@@ -54,15 +54,14 @@ def generate(plugins: Plugins) -> Callable[..., None]:
         said = [Message(role, text) for role, text in roles if text is not None]  # type: ignore[arg-type]
         prefill = asking.prefill or ""
         ids = chatter.ids(said, prefill)
-        show = write if asking.n == 1 else None
+        alone = asking.n == 1  # then it is shown while it is written
+        show = write if alone else None
         replies = engine.submit(ids, sampling, n=asking.n, show=show, continues=chatter.goes_on(prefill))
-        if show:
+        if alone:
             write(prefill)
         engine.finish(replies)
-        if show:
-            print()
-        for number, reply in enumerate(replies if asking.n > 1 else [], 1):
-            print(f"--- {number}\n{prefill}{reply.text}")
+        for number, reply in enumerate(replies, 1):
+            print("" if alone else f"--- {number}\n{prefill}{reply.text}")
 
     kinds = {"Question": Asking, "Reply": Sampling, "Model": Opening}
     return flags.command(kinds, run, arguments={"model": Model, "prompt": Prompt})

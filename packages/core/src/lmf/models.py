@@ -114,6 +114,13 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Return what ends a reply: ids, of texts that are one token and those of the model itself; and the other texts."""
+    known, own = tokenizer.get_vocab(), inner(model).generation_config.eos_token_id
+    ids = {known[text] for text in texts if text in known} | set(own if isinstance(own, list) else [own])
+    return ids - {None}, [text for text in texts if text and text not in known]
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy the safetensors files of a folder into a model, bit for bit.
 

@@ -160,7 +160,21 @@ class _Held:
         raise NotImplementedError("a cache of transformers may not be able to forget")
 
 
-class OneByOne:
+class _Apart:
+    """Runs a model on one text after the other."""
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model
+        self.device = next(model.parameters()).device
+
+    def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        return [self._one(part) for part in parts]
+
+    def _one(self, part: Part) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class OneByOne(_Apart):
     """Runs a model on one text after the other, with the cache of transformers.
 
     Args:
@@ -173,17 +187,13 @@ class OneByOne:
     def __init__(self, model: nn.Module, single: bool = False):
         from transformers import DynamicCache
 
-        self.model: Any = model
-        self.device = next(model.parameters()).device
+        super().__init__(model)
         self.make = lambda: DynamicCache(config=inner(model).config)
         self.single = single
         self.name = "cache_params" if "cache_params" in _arguments(model) else "past_key_values"
 
     def begin(self) -> _Held:
         return _Held(self.make())
-
-    def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
-        return [self._one(part) for part in parts]
 
     def _one(self, part: Part) -> torch.Tensor:
         if self.single and part.state.length and len(part.ids) > 1:
@@ -212,20 +222,13 @@ class _Ids:
         del self.ids[length:]
 
 
-class Anew:
+class Anew(_Apart):
     """Runs a model on a whole text each time: right for every model, and slow."""
 
     crops = True
 
-    def __init__(self, model: nn.Module):
-        self.model: Any = model
-        self.device = next(model.parameters()).device
-
     def begin(self) -> _Ids:
         return _Ids()
-
-    def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
-        return [self._one(part) for part in parts]
 
     def _one(self, part: Part) -> torch.Tensor:
         ids = part.state.ids
@@ -242,7 +245,8 @@ def reading(model: nn.Module) -> Iterator[Runner]:
     try:
         yield runner_for(model.eval())
     finally:
-        base.set_attn_implementation(attention)
+        if base.config._attn_implementation != attention:
+            base.set_attn_implementation(attention)
         model.train(training)
 
 
@@ -271,6 +275,11 @@ def runner_for(model: nn.Module) -> Runner:
             if _gives(one, ids, expected):
                 return one
         return anew
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return with how many of the same tokens two texts begin."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _gives(runner: Runner, ids: Sequence[int], expected: torch.Tensor) -> bool:

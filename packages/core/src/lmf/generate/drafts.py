@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..settings import Sampling
-from .caches import Part, Runner
+from .caches import Part, Runner, shared
 from .sampling import distribution, draw
 
 
@@ -44,6 +44,9 @@ class Drafter(Protocol):
     def draft(self, prompt: Sequence[int], written: Sequence[int], most: int) -> Draft:
         """Return at most so many guesses at what comes after a prompt and what is written."""
         ...
+
+
+Drafting = Callable[[Sampling, random.Random], Drafter]  # makes what drafts the tokens of one reply
 
 
 class Lookup:
@@ -84,8 +87,7 @@ class Smaller:
 
     def draft(self, prompt: Sequence[int], written: Sequence[int], most: int) -> Draft:
         ids = [*prompt, *written]
-        same = next((n for n, (a, b) in enumerate(zip(self.read, ids, strict=False)) if a != b), len(self.read))
-        self.state.crop(min(same, len(ids) - 1))
+        self.state.crop(min(shared(self.read, ids), len(ids) - 1))
         made = Draft([], [])
         for _ in range(most):
             known = [*ids, *made.ids]

@@ -16,8 +16,8 @@ import torch
 
 from ..errors import LmfError
 from ..settings import Sampling
-from .caches import Part, Runner
-from .drafts import NOTHING, Draft, Drafter, accepted
+from .caches import Part, Runner, shared
+from .drafts import NOTHING, Draft, Drafter, Drafting, accepted
 from .sampling import distribution
 from .text import Writing
 
@@ -142,7 +142,7 @@ class Engine:
         most: int = MOST,
         room: int | None = None,
         kept: int = 1,
-        draft: Callable[[Sampling, random.Random], Drafter] | None = None,
+        draft: Drafting | None = None,
         guesses: int = 5,
     ):
         if draft and not runner.crops:
@@ -237,12 +237,10 @@ class Engine:
                 work.append((reply, draft))
         if not parts:
             return False
-        rows = self.runner.forward(parts)
-        likeliest = torch.cat(rows).argmax(-1).split([len(row) for row in rows])
-        for (reply, draft), logits, best in zip(work, rows, likeliest, strict=True):
+        for (reply, draft), logits in zip(work, self.runner.forward(parts), strict=True):
             if len(logits):
-                self._branch(reply, logits, best)
-                self._write(reply, draft, logits, best)
+                self._branch(reply, logits)
+                self._write(reply, draft, logits)
         return True
 
     def abandon(self) -> list[Reply]:
@@ -268,26 +266,26 @@ class Engine:
 
     def _begin(self, prompt: Sequence[int]) -> Any:
         """Return a state that has read as much of a prompt as any that was kept."""
-        shared = [_shared(ids, prompt) for ids, _ in self._kept]
-        if max(shared, default=0) < SHARED:
+        lengths = [shared(ids, prompt) for ids, _ in self._kept]
+        if max(lengths, default=0) < SHARED:
             return self.runner.begin()
-        at = shared.index(max(shared))
+        at = lengths.index(max(lengths))
         _, state = self._kept[at]
         del self._kept[at]
-        state.crop(min(shared[at], len(prompt) - 1))  # the last token is read again, for its logits
+        state.crop(min(lengths[at], len(prompt) - 1))  # the last token is read again, for its logits
         return state
 
-    def _branch(self, reply: Reply, logits: torch.Tensor, best: torch.Tensor) -> None:
+    def _branch(self, reply: Reply, logits: torch.Tensor) -> None:
         """Let the other replies to a prompt that was just read go on from it."""
         siblings, reply._siblings = reply._siblings, []
         for sibling in siblings:
             sibling._state = reply._state.fork()
-            self._write(sibling, NOTHING, logits, best)
+            self._write(sibling, NOTHING, logits)
 
-    def _write(self, reply: Reply, draft: Draft, logits: torch.Tensor, best: torch.Tensor) -> None:
+    def _write(self, reply: Reply, draft: Draft, logits: torch.Tensor) -> None:
         """Add the next tokens to a reply."""
-        if draft is NOTHING and reply.sampling.likeliest:
-            tokens = best.tolist()
+        if not draft.ids and reply.sampling.likeliest:
+            tokens = logits.argmax(-1).tolist()
         else:
             tokens = accepted(draft, lambda kept: self._chances(reply, kept, logits[len(kept)]), reply.chance)
             self.drafted += len(draft.ids)
@@ -326,11 +324,6 @@ class Engine:
             heir._state, heir._siblings, reply._siblings = state, rest, []
         elif state is not None and self._kept.maxlen:
             self._kept.append(([*reply.prompt, *reply.ids][: state.length], state))
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return with how many of the same tokens two texts begin."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _token(id: int, logits: torch.Tensor, likeliest: int) -> Token:

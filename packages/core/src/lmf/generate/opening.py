@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from ..config import make
 from ..conversation import Message
 from ..encoding.encoder import Encoder
 from ..errors import ConfigError, LmfError
-from ..models import inner, load_model, load_tokenizer
+from ..models import inner, load_model, load_tokenizer, stops
 from ..plugins import Plugins
 from ..runs import RUN_FILE, read_run
 from ..settings import Sampling
@@ -22,14 +21,11 @@ from ..sources import Source, family, find_model
 from ..templates.choose import named_template, template_for, with_reasoning
 from ..templates.jinja import AUTO, AnyTemplate
 from .caches import Runner, reading, runner_for
-from .drafts import Drafter, Smaller
+from .drafts import Drafting, Smaller
 from .engine import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-Draft = Callable[[Sampling, random.Random], Drafter]  # makes what drafts the tokens of a reply
 
 
 UNLIMITED = 2**20  # tokens, for a model that has no limit
@@ -42,14 +38,17 @@ class Chatter:
     Attributes:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        template: The template it was trained with; None for a model of plain text.
-        encoder: Encodes with both.
+        encoder: Encodes for it, with the template it was trained with.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    template: AnyTemplate | None
     encoder: Encoder
+
+    @property
+    def template(self) -> AnyTemplate | None:
+        """The template it was trained with; None for a model of plain text."""
+        return self.encoder.template
 
     @property
     def context(self) -> int:
@@ -59,12 +58,8 @@ class Chatter:
 
     def stops(self) -> tuple[set[int], list[str]]:
         """Return what ends a reply: ids of tokens, and texts that are not one token."""
-        template, known = self.encoder.template, self.tokenizer.get_vocab()
-        texts = (*(template.stops(self.encoder.eos) if template else ()), self.encoder.eos)
-        ids = {known[text] for text in texts if text in known}
-        saved = inner(self.model).generation_config.eos_token_id
-        ids |= {saved} if isinstance(saved, int) else set(saved or ())
-        return ids, [text for text in texts if text and text not in known]
+        eos = self.encoder.eos
+        return stops(self.model, self.tokenizer, (*(self.template.stops(eos) if self.template else ()), eos))
 
     def ids(self, messages: Sequence[Message], prefill: str = "", tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids of a conversation up to where the model speaks on.
@@ -134,7 +129,7 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
         asked = plugins.templates[usual]
     chosen = template_for(tokenizer, asked) if asked or usual else None  # of a run on texts there is none
     chosen = with_reasoning(chosen, reasoning) if chosen else None
-    return Chatter(model, tokenizer, chosen, Encoder(tokenizer, chosen))
+    return Chatter(model, tokenizer, Encoder(tokenizer, chosen))
 
 
 def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -173,7 +168,7 @@ def reply(chatter: Chatter, prompt: str, sampling: Sampling, *, system: str | No
     return replies[0].text
 
 
-def drafts_of(chatter: Chatter, smaller: Chatter) -> Draft:
+def drafts_of(chatter: Chatter, smaller: Chatter) -> Drafting:
     """Return what drafts with a smaller model.
 
     Raises:

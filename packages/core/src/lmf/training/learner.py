@@ -16,7 +16,7 @@ from ..encoding.examples import Examples
 from ..encoding.material import Material
 from ..encoding.stream import Stream
 from ..errors import ConfigError
-from ..models import load_config, load_model
+from ..models import load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
 from ..sources import family
@@ -251,10 +251,7 @@ def _set_stops(model: Any, material: Material) -> None:
     """Let generation end where the template ends a reply."""
     config, tokenizer = model.generation_config, material.tokenizer
     if material.template:
-        texts = material.template.stops(material.encoder.eos)
-        known = tokenizer.get_vocab()
-        ids = [known[text] for text in texts if text in known]
-        own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        config.eos_token_id = sorted({*ids, *(id for id in own if id is not None)}) or None
+        ids, _ = stops(model, tokenizer, material.template.stops(material.encoder.eos))
+        config.eos_token_id = sorted(ids) or None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

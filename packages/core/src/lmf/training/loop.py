@@ -383,8 +383,7 @@ class _Run:
 
     def _sample(self, when: str) -> None:
         if self.settings.sample and self.accelerator.is_main_process:
-            encoder = self.material.encoder
-            chatter = Chatter(self.model, self.material.tokenizer, encoder.template, encoder)
+            chatter = Chatter(self.model, self.material.tokenizer, self.material.encoder)
             with self.learner.precision(self.device):
                 text = reply(chatter, self.settings.sample, SAMPLE)
             self.report.sample(when, self.settings.sample, text)
