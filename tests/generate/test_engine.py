@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from lmf import LmfError, Sampling
-from lmf.generate.caches import Anew, OneByOne, Packed, Part, runner_for
+from lmf.generate.caches import Anew, OneByOne, Packed, Part, _gives, runner_for
 from lmf.generate.drafts import Draft, Lookup, Smaller, accepted
 from lmf.generate.engine import CHUNK, Engine, TooLong
 from lmf.generate.sampling import distribution
@@ -94,6 +94,16 @@ def test_a_model_of_an_unknown_kind_is_run_too():
     (reply,) = writer.submit(PROMPTS[0], Sampling(max_tokens=5))
     writer.finish([reply])
     assert reply.ids == plain(odd, PROMPTS[0], 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_may_differ_from_the_model_by_rounding_and_no_more(dtype):
+    """Half a percent is what 16 bits may differ, by how many tokens are read at a time."""
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    runner = Rule(lambda ids: (logits * 1.005).to(dtype))
+    expected = logits.to(dtype).expand(7, -1)
+    assert _gives(runner, range(1, 8), expected) == (dtype == torch.bfloat16)
+    assert not _gives(runner, range(1, 8), expected * 1.1)
 
 
 def test_a_state_goes_on_in_two_ways_and_forgets():
