@@ -38,7 +38,7 @@ RUNNING = (
         "training.update",
         "training.checkpoint",
         "training.supply",
-        *(f"generate.{name}" for name in ("sampling", "text", "caches", "drafts", "engine", "opening")),
+        *(f"generate.{name}" for name in ("sampling", "text", "caches", "drafts", "engine", "batch", "opening")),
         "training.learner",
         "training.gradients",
         "training.output",

@@ -26,7 +26,7 @@ def command(
     run: Callable[..., None],
     headings: Mapping[str, str] = MappingProxyType({}),
     defaults: Mapping[str, Any] = MappingProxyType({}),
-    arguments: Mapping[str, Any] = MappingProxyType({}),
+    plain: Sequence[inspect.Parameter] = (),
 ) -> Callable[..., None]:
     """Make a Typer command with a flag for every field of some settings classes.
 
@@ -35,17 +35,17 @@ def command(
         run: Called with the arguments, one object of each class, in order, and where each setting came from.
         headings: Other headings by the field at which they begin.
         defaults: What to show as the default of a field whose own is None.
-        arguments: The types of what stands before the flags, by name.
+        plain: Further parameters, as Typer takes them; ``run`` gets their values by name.
     """
     hints = {name: _bare(hint) for kind in kinds.values() for name, hint in typing.get_type_hints(kind).items()}
 
     def call(config_file: str | None = None, **given: Any) -> None:
-        positional = [given.pop(name) for name in arguments]
+        others = {parameter.name: given.pop(parameter.name) for parameter in plain}
         values = {name: _read(value, hints[name]) for name, value in given.items() if value not in (None, [], ())}
         file = None if config_file is None else Path(config_file)
         objects, origins = config.merge(list(kinds.values()), file, values, KNOWN)
         origins |= {name: str(file) for name in (config.read_toml(file) if file else ()) if name in KNOWN}
-        run(*positional, *objects, origins)
+        run(*objects, origins, **others)
 
     help = "TOML file of settings; flags win over it."
     file = typer.Option("--config", metavar="PATH", help=help, show_default=False)
@@ -57,11 +57,33 @@ def command(
             # what two of them have is refused by merge
             annotations.setdefault(f.name, _flag(f, hints[f.name], default, heading))
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(n, keyword, annotation=a) for n, a in arguments.items()]
+    parameters = [parameter.replace(kind=keyword) for parameter in plain]
     parameters += [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in annotations.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {**arguments, **annotations}
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def expanded(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function for Typer: a parameter that is a settings class becomes a flag for each of its fields.
+
+    The name of the parameter is the heading of the flags in ``--help``. Other parameters stay as they are.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    kinds = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    if not kinds:
+        return function
+    signature = inspect.signature(function).parameters.values()
+    plain = [parameter.replace(annotation=hints[parameter.name]) for parameter in signature]
+
+    def run(*objects: Any, **others: Any) -> None:
+        *settings, _ = objects
+        function(**dict(zip(kinds, settings, strict=True)), **others)
+
+    headings = {name.replace("_", " ").capitalize(): kind for name, kind in kinds.items()}
+    made = command(headings, run, plain=[parameter for parameter in plain if parameter.name not in kinds])  # type: ignore[arg-type]
+    made.__doc__ = function.__doc__
+    return made
 
 
 def columns_of(given: Sequence[str], plugins: Plugins) -> dict[str, str]:

@@ -7,7 +7,6 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from .learn import quiet
 from .listings import table
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 def gradients(plan: Plan) -> None:
     """Print the norm of each layer's gradient: a table on standard error, a JSON list on standard output."""
+    from lmf.models import quiet
     from lmf.training.gradients import measure  # torch is imported here, not for --help
 
     quiet()

@@ -10,6 +10,8 @@ from lmf.plugins import Registry
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from .flags import expanded
+
 
 def application(**options: Any) -> typer.Typer:
     """Return an empty Typer application whose help is plain text, and fast to print."""
@@ -47,7 +49,8 @@ def lazy_group(
 
     Args:
         registry: What the commands are made from, each with its summary.
-        make: Returns a Typer application for one item, or a function for one command.
+        make: Returns a Typer application for one item, or a function for one command, whose settings classes become
+            flags.
         sections: The names to list, by their heading in ``--help``.
     """
 
@@ -61,7 +64,7 @@ def lazy_group(
             made = app = make(registry[cmd_name])
             if not isinstance(made, typer.Typer):
                 app = application()
-                app.command(cls=Command)(made)
+                app.command(cls=Command)(expanded(made))
             command = get_command(app)
             command.name = cmd_name
             command.help = command.help or registry[cmd_name].summary

@@ -100,20 +100,13 @@ def start(plan: Plan) -> None:
     progress = Progress()
     progress.note(f"lmf {plan.objective.name} {plan.method.name}: loading")
     gc.disable()  # imports leave no garbage; to look for it all the same takes an eighth of their time
+    from lmf.models import quiet
     from lmf.training.loop import train  # torch is imported here, not for --help
 
     quiet()
     gc.enable()
     folder = train(plan, progress)
     progress.done(folder)
-
-
-def quiet() -> None:
-    """Silence the progress bars and advice of transformers; what matters is told by the run itself."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def show(plan: Plan, shown: Shown) -> None:

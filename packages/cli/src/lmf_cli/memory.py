@@ -35,10 +35,11 @@ def foreseen(plan: Plan) -> dict[str, Any]:
         import torch  # noqa: F401
     except ImportError:
         return {"problem": "torch is not installed: pip install lmf-core[torch]"}
-    learn.quiet()
     from lmf.memory import fitting, machine
     from lmf.memory.forecast import forecast, most_work
+    from lmf.models import quiet
 
+    quiet()
     device = machine.device()
     besides, capacity = machine.process(device), machine.capacity(device)
     try:
@@ -81,19 +82,19 @@ def show_forecast(found: Mapping[str, Any]) -> None:
 
 def memory(plan: Plan, shown: learn.Shown) -> None:
     """Take a few steps of a run, write nothing, and print the memory they took beside the forecast."""
-    from lmf.memory import machine
-    from lmf.memory.forecast import forecast, measure
-    from lmf.report import Reporter
-
-    from .progress import Progress
-
-    report = Reporter() if shown.json else Progress()
-    learn.quiet()
     from accelerate.utils import set_seed
     from lmf.encoding.material import encode_data
+    from lmf.memory import machine
+    from lmf.memory.forecast import forecast, measure
+    from lmf.models import quiet
+    from lmf.report import Reporter
     from lmf.training.learner import load_learner
     from lmf.training.loop import peak_memory
 
+    from .progress import Progress
+
+    quiet()
+    report = Reporter() if shown.json else Progress()
     device = machine.device()
     set_seed(plan.settings.seed)
     material = encode_data(plan, report)

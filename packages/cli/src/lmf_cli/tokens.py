@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 def open_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model."""
-    from lmf.models import load_tokenizer  # torch is imported here
-
-    from .learn import quiet
+    from lmf.models import load_tokenizer, quiet  # torch is imported here
 
     quiet()
     return load_tokenizer(source)

@@ -5,7 +5,7 @@ from .conversation import Conversation, Message, Preference, Ranking, Record, To
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
 from .hookspecs import hookimpl
 from .plugins import API_VERSION, Plugins
-from .settings import RunSettings, Sampling
+from .settings import Opening, RunSettings, Sampling
 from .specs import (
     Checkpoint,
     Command,
@@ -42,6 +42,7 @@ __all__ = [
     "Message",
     "ModelSpec",
     "Objective",
+    "Opening",
     "Optimizer",
     "Piece",
     "PluginError",

@@ -102,6 +102,14 @@ def load_model(
     return model
 
 
+def quiet() -> None:
+    """Silence the progress bars and advice of transformers; what matters is told by lmf itself."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise LmfError if a parameter holds NaN or infinity."""
     bad = [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum()) and not p.isfinite().all()]

@@ -23,7 +23,7 @@ from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
-from .settings import RunSettings
+from .settings import LOOKUP, Opening, RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
 from .templates.choose import named_template
@@ -75,6 +75,23 @@ class Plan:
         for part in (self.settings, self.objective_options, self.method_options):
             values |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         return values
+
+
+def check_opening(model: str, opening: Opening, plugins: Plugins) -> None:
+    """Refuse what is misspelt of a model to talk to.
+
+    Args:
+        model: An output folder of a run, or anything that ``--model`` takes.
+        opening: How it is to be opened.
+        plugins: What is installed.
+
+    Raises:
+        LmfError: There is no such model or template.
+    """
+    named_template(opening.template, plugins)
+    for name in filter(None, (model, opening.draft_model)):
+        if not (Path(name) / RUN_FILE).exists() and not (name == LOOKUP == opening.draft_model):
+            find_model(name, plugins)
 
 
 def make_plan(

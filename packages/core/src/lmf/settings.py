@@ -112,3 +112,18 @@ class Sampling:
     def draws(self, index: int = 0) -> random.Random:
         """Return the random numbers of one of several replies to a prompt."""
         return random.Random(f"{self.seed}:{index}" if self.seed is not None else None)
+
+
+LOOKUP = "lookup"  # the drafter that needs no model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """How a model is opened to talk to it."""
+
+    template: str = option("auto", "A template by name, or a Jinja file; auto is the model's own.")
+    context: int | None = option(None, "Most tokens of a prompt and its reply; what the model reads by default.", min=2)
+    draft_model: str | None = option(
+        None, "A smaller model with the same tokens that guesses ahead, or lookup, to guess what the text had before."
+    )
+    draft_tokens: int = option(5, "Tokens that are guessed at a time.", min=1, max=64)

@@ -277,6 +277,15 @@ def runner_for(model: nn.Module) -> Runner:
         return anew
 
 
+def token_bytes(model: nn.Module) -> int:
+    """Return the bytes that the keys and values of a token take in all layers of a model; 1 if it has none."""
+    config = inner(model).config.get_text_config()
+    queries = getattr(config, "num_attention_heads", None) or 0
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    size = getattr(config, "head_dim", None) or (config.hidden_size // queries if queries else 0)
+    return max(1, 2 * config.num_hidden_layers * heads * size * next(model.parameters()).element_size())
+
+
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """Return with how many of the same tokens two texts begin."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -13,15 +13,16 @@ from ..config import make
 from ..conversation import Message
 from ..encoding.encoder import Encoder
 from ..errors import ConfigError, LmfError
-from ..models import inner, load_model, load_tokenizer, stops
+from ..memory import machine
+from ..models import inner, load_model, load_tokenizer, quiet, stops
 from ..plugins import Plugins
 from ..runs import RUN_FILE, read_run
-from ..settings import Sampling
+from ..settings import LOOKUP, Opening, Sampling
 from ..sources import Source, family, find_model
 from ..templates.choose import named_template, template_for, with_reasoning
 from ..templates.jinja import AUTO, AnyTemplate
-from .caches import Runner, reading, runner_for
-from .drafts import Drafting, Smaller
+from .caches import Runner, reading, runner_for, token_bytes
+from .drafts import Drafting, Lookup, Smaller
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -90,16 +91,25 @@ class Chatter:
 
         Args:
             runner: Runs the model.
-            context: The most tokens of a prompt and its reply; what the model can read by default.
+            context: The most tokens of a prompt and its reply; by default what the model can read and memory can hold.
             options: Further arguments of ``Engine``.
 
         Raises:
-            ConfigError: The model cannot read so many tokens.
+            ConfigError: The model cannot read so many tokens, or memory cannot hold them.
         """
-        if context and context > self.context:
-            raise ConfigError(f"--context {context} is more than the {self.context} tokens that the model can read.")
+        room = self.room()
+        for most, what in ((self.context, "the model can read"), (room, "there is memory for")):
+            if context and context > most:
+                raise ConfigError(f"--context {context} is more than the {most} tokens that {what}.")
         ends, texts = self.stops()
-        return Engine(runner, self.tokenizer, ends, context or self.context, stop=texts, **options)
+        context = context or min(self.context, room)
+        return Engine(runner, self.tokenizer, ends, context, stop=texts, room=room, **options)
+
+    def room(self) -> int:
+        """Return how many tokens of texts the memory that is free now can hold: at least two."""
+        device = next(self.model.parameters()).device
+        # a cache that is full is copied into one of twice its size
+        return max(2, machine.free(device) // (4 * token_bytes(self.model)))
 
 
 def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
@@ -130,6 +140,28 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
     chosen = template_for(tokenizer, asked) if asked or usual else None  # of a run on texts there is none
     chosen = with_reasoning(chosen, reasoning) if chosen else None
     return Chatter(model, tokenizer, Encoder(tokenizer, chosen))
+
+
+def start(name: str, plugins: Plugins, opening: Opening, **options: Any) -> tuple[Chatter, Engine]:
+    """Open a model, and return it with what writes its replies.
+
+    Args:
+        name: What ``open_model`` takes.
+        plugins: What is installed.
+        opening: How to open it.
+        options: Further arguments of ``Engine``.
+
+    Raises:
+        LmfError: It cannot be opened so.
+    """
+    quiet()
+    chatter = open_model(name, plugins, opening.template)
+    if opening.draft_model == LOOKUP:
+        options["draft"] = lambda sampling, chance: Lookup()
+    elif opening.draft_model:
+        options["draft"] = drafts_of(chatter, open_model(opening.draft_model, plugins))
+    runner = runner_for(chatter.model)
+    return chatter, chatter.engine(runner, context=opening.context, guesses=opening.draft_tokens, **options)
 
 
 def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -20,6 +20,16 @@ def capacity(device: torch.device) -> int:
     return min([whole, *cgroups.memory()])
 
 
+def free(device: torch.device) -> int:
+    """Return the bytes of ``capacity`` that nobody uses; of main memory, as far as the system can tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    left = max(0, capacity(device) - resident())
+    file = Path("/proc/meminfo")
+    told = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return min([left, *(int(words[1]) * 1024 for words in told if words[0] == "MemAvailable:")])
+
+
 def device() -> torch.device:
     """Return the device that a run on this machine uses."""
     from accelerate import PartialState
