@@ -100,6 +100,12 @@ def columns_of(given: Sequence[str], plugins: Plugins) -> dict[str, str]:
     return parse_columns(",".join(given), KEYS.union(*examples))
 
 
+def value_of(kind: type, name: str, text: str) -> Any:
+    """Return what a text stands for as the value of a setting, or the text itself, which the check then refuses."""
+    hint = _bare(typing.get_type_hints(kind)[name])
+    return _read([text] if _is_list(hint) else text, hint)
+
+
 def _flag(f: dataclasses.Field[Any], kind: Any, default: Any, heading: str) -> Any:
     """Return the annotation that Typer makes a flag from; its default None means that it was not given."""
     flag = config.flag(f.name)
