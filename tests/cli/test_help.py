@@ -72,10 +72,10 @@ def test_a_method_has_exactly_its_flags_under_every_objective(objective, method)
 
 def test_the_help_of_lmf_lists_objectives_and_commands_apart():
     text = lmf("--help").out
-    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  data ")
+    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  chat ")
     listed = rows(text)
     assert listed["train"] == "Fine-tune on conversations: learn the assistant's replies."
-    assert {"data", "doctor", "generate", "models", "plan", "plugins", "runs", "templates"} <= set(listed)
+    assert {"chat", "data", "doctor", "generate", "models", "plan", "plugins", "runs", "templates"} <= set(listed)
 
 
 @pytest.mark.parametrize("line", [["train"], ["plan", "train"]])
@@ -223,7 +223,15 @@ def loaded(*lines: str, folder: Path) -> dict[str, list[str]]:
 def test_help_and_listings_import_no_torch(tmp_path):
     hollow_model(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text(talk())
-    helps = ["--help", "train --help", "train full --help", "plan train lora --help", "generate --help", "runs --help"]
+    helps = [
+        "--help",
+        "train --help",
+        "train full --help",
+        "plan train lora --help",
+        "generate --help",
+        "chat --help",
+        "runs --help",
+    ]
     helps += ["profile --help", "profile memory --help", "profile memory train lora --help"]
     helps += ["data --help", "data check --help", "templates --help", "templates show --help"]
     lists = ["templates list", "templates render llama3", "data check data.jsonl", "data count data.jsonl"]

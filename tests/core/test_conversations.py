@@ -173,7 +173,7 @@ REFUSED = {
     "content empty list": (content([]), "messages[1].content is a list; it must be a text."),
     "image part": (
         content([{"type": "image_url"}]),
-        "messages[1].content[0] is a part of the type 'image_url'; lmf learns from text only.",
+        "messages[1].content[0] is a part of the type 'image_url'; lmf takes text only.",
     ),
     "part without text": (content([{"type": "text"}]), "messages[1].content[0].text is null; it must be a text."),
     "no content": (
@@ -217,7 +217,7 @@ REFUSED = {
     "text null": (("text", {"text": None}), "text is null; it must be a text."),
     "text with images": (
         ("text", {"text": "x", "images": ["a.png"]}),
-        "images: lmf learns from text only; leave the record out.",
+        "images: lmf takes text only; leave the record out.",
     ),
     "empty input": (text2text(input=""), f"input is empty; {RULE}"),
     "empty output": (text2text(output=""), "output is empty; there is no reply to learn."),
@@ -265,11 +265,11 @@ REFUSED = {
         alpaca(reasoning="Hm."),
         f"reasoning: {TASK} reasoning apart from the reply; write them as messages.",
     ),
-    "images": (alpaca(images=["a.png"]), "images: lmf learns from text only; leave the record out."),
-    "an image": (sharegpt(HI, HELLO, image="a.png"), "image: lmf learns from text only; leave the record out."),
+    "images": (alpaca(images=["a.png"]), "images: lmf takes text only; leave the record out."),
+    "an image": (sharegpt(HI, HELLO, image="a.png"), "image: lmf takes text only; leave the record out."),
     "images of a message": (
         messages(HI | {"images": ["a.png"]}, HELLO),
-        "messages[0].images: lmf learns from text only; leave the record out.",
+        "messages[0].images: lmf takes text only; leave the record out.",
     ),
     "half a preference": (messages(HI, HELLO, chosen="x"), "chosen: a preference needs both, chosen and rejected."),
     "a weight": (alpaca(weight=0.5), "weight: only assistant messages have a weight; write it there."),

@@ -485,10 +485,10 @@ def test_records_without_named_columns_keep_all_their_keys(plugins, described):
     for entry, record, name, told in (
         (plain, said | {"system": "Be brief."}, "alpaca", None),
         (plain, said | {"kto_tag": False}, "alpaca-unpaired", "the record is a judged reply (format alpaca-unpaired)"),
-        (plain, said | {"images": ["a.png"]}, None, "images: lmf learns from text only"),
+        (plain, said | {"images": ["a.png"]}, None, "images: lmf takes text only"),
         (tagged, {"conversations": talk, "system": "Be brief."}, "sharegpt", None),
         (tagged, {"conversations": talk, "kto_tag": False}, "sharegpt-unpaired", "the record is a judged reply"),
-        (tagged, {"conversations": talk, "images": ["a.png"]}, None, "images: lmf learns from text only"),
+        (tagged, {"conversations": talk, "images": ["a.png"]}, None, "images: lmf takes text only"),
     ):
         Path("sets/dataset_info.json").write_text(json.dumps({"it": entry}))
         Path("sets/a.json").write_text(json.dumps([record]))

@@ -273,7 +273,7 @@ REFUSED = {
         pair(score_chosen=1, score_rejected=2),
         "score_chosen is less than score_rejected; the chosen reply is the better one.",
     ),
-    "images": (pair(images=["a.png"]), "images: lmf learns from text only; leave the record out."),
+    "images": (pair(images=["a.png"]), "images: lmf takes text only; leave the record out."),
     "three outputs": (
         ("alpaca-pair", {"instruction": "Hi", "output": ["a", "b", "c"]}),
         "output is a list of 3; it must hold two replies, the better one first.",

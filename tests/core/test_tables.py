@@ -247,7 +247,7 @@ def test_a_value_that_json_cannot_hold_is_refused_by_name_where_it_is_learned(pa
 
 def test_images_in_a_table_are_refused(plugins, stored):
     name = stored([{"instruction": "Hi", "output": "Hello!", "images": [{"bytes": b"x", "path": "a.png"}]}])
-    assert f"{name}:1: images: lmf learns from text only" in refusal(plugins, name)
+    assert f"{name}:1: images: lmf takes text only" in refusal(plugins, name)
 
 
 def test_what_json_refuses_is_refused_in_a_table(plugins, stored):

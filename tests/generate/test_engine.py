@@ -145,7 +145,7 @@ def test_a_reply_ends_at_a_stop_and_without_it(stop):
     ends, texts = ([known[stop]], ()) if stop in known else ((), [stop])
     shown: list[str] = []
     writer = engine(script(f"hello{stop} never reached", 3), ends, stop=texts)
-    (reply,) = writer.submit([5, 6, 7], Sampling(), show=shown.append)
+    (reply,) = writer.submit([5, 6, 7], Sampling(), show=lambda _, text: shown.append(text))
     writer.finish([reply])
     assert (reply.text, reply.finish) == ("hello", "stop")
     assert "".join(shown) == "hello"
@@ -164,7 +164,7 @@ def test_a_stop_of_the_request_ends_that_reply_only():
 def test_what_is_shown_is_the_text_and_the_last_time_tells_of_the_end():
     seen: list[tuple[str, Any]] = []
     writer = engine(script("the user and all", 1))
-    (reply,) = writer.submit([5], Sampling(max_tokens=4), show=lambda text: seen.append((text, reply.finish)))
+    (reply,) = writer.submit([5], Sampling(max_tokens=4), show=lambda reply, text: seen.append((text, reply.finish)))
     writer.finish([reply])
     assert "".join(text for text, _ in seen) == reply.text
     assert [finish for _, finish in seen] == [None] * (len(seen) - 1) + ["length"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from lmf import ConfigError, Message, Opening, Plugins, Sampling
 
 from .batch import Asking, Filing, Order, answer_file
+
+if TYPE_CHECKING:
+    from lmf.generate.engine import Reply
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Output folder of a run, or anything that --model takes.")]
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say to it.")]
@@ -60,12 +63,12 @@ def answer(plugins: Plugins, model: str, prompt: str, asking: Asking, sampling: 
         ids, sampling, n=asking.n, show=write if alone else None, continues=chatter.goes_on(prefill)
     )
     if alone:
-        write(prefill)
+        print(prefill, end="", flush=True)
     engine.finish(replies)
     for number, reply in enumerate(replies, 1):
         print("" if alone else f"--- {number}\n{prefill}{reply.text}")
 
 
-def write(text: str) -> None:
+def write(_: Reply, text: str) -> None:
     """Show a part of a reply at once."""
     print(text, end="", flush=True)

@@ -22,7 +22,7 @@ def text(path: str, value: Any) -> str:
     for number, part in enumerate(value):
         if part.get("type") != "text":
             kind = reprlib.repr(part.get("type"))
-            raise DataError(f"{path}[{number}] is a part of the type {kind}; lmf learns from text only.")
+            raise DataError(f"{path}[{number}] is a part of the type {kind}; lmf takes text only.")
     return "".join(text(f"{path}[{number}].text", part.get("text")) for number, part in enumerate(value))
 
 
@@ -135,7 +135,7 @@ def _lost(what: str) -> tuple[str, Callable[[Any], bool]]:
 _JUDGEMENTS = frozenset({"label", "kto_tag"})
 _MEDIA = frozenset({"images", "videos", "audios", "image", "video", "audio"})
 _MEANINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # key: why it cannot pass, and when it says nothing
-    **dict.fromkeys(_MEDIA, ("lmf learns from text only; leave the record out.", _empty)),
+    **dict.fromkeys(_MEDIA, ("lmf takes text only; leave the record out.", _empty)),
     **dict.fromkeys(("tools", "functions"), _lost("tool declarations")),
     **dict.fromkeys(("tool_calls", "function_call"), _lost("tool calls")),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _lost("reasoning apart from the reply")),

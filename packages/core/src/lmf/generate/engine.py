@@ -29,6 +29,7 @@ CHUNK = 512  # tokens of prompts in a step, so that the others need not wait lon
 SHARED = 16  # tokens from which on a beginning that was read before is used again
 
 Finish = Literal["stop", "length", "cancelled"]
+Show = Callable[["Reply", str], None]
 
 
 class TooLong(LmfError):
@@ -72,7 +73,7 @@ class Reply:
         writing: Its text.
         chance: Its random numbers.
         likeliest: How many likeliest tokens are told with each of its own; None if no log-probabilities are wanted.
-        show: Is told each new part of the text, and at the end once more, be it with nothing.
+        show: Is told this reply and each new part of its text, and at the end once more, be it with nothing.
         drafter: Drafts its tokens.
         ids: What was written, with the token that ended it.
         tokens: The same with log-probabilities, where they are wanted.
@@ -85,7 +86,7 @@ class Reply:
     writing: Writing
     chance: random.Random
     likeliest: int | None = None
-    show: Callable[[str], None] | None = None
+    show: Show | None = None
     drafter: Drafter | None = None
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
@@ -162,7 +163,7 @@ class Engine:
         *,
         n: int = 1,
         likeliest: int | None = None,
-        show: Callable[[str], None] | None = None,
+        show: Show | None = None,
         continues: bool = False,
     ) -> list[Reply]:
         """Have replies to a prompt written; from any thread.
@@ -172,7 +173,7 @@ class Engine:
             sampling: How they are drawn.
             n: How many.
             likeliest: How many likeliest tokens to tell with each, with log-probabilities; none at all by default.
-            show: Is told each new part of the text of a reply, and at its end once more, be it with nothing.
+            show: Is told a reply and each new part of its text, and at its end once more, be it with nothing.
             continues: Whether the text goes on from that of the prompt, so that it may begin with a space.
 
         Raises:
@@ -310,7 +311,7 @@ class Engine:
         if reply.finish:
             self._leave(reply)
         if reply.show and (text or reply.finish):
-            reply.show(text)
+            reply.show(reply, text)
 
     def _chances(self, reply: Reply, kept: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
         return distribution(logits, reply.sampling, reply.prompt, [*reply.ids, *kept])
