@@ -70,6 +70,7 @@ class Reply:
         prompt: Ids of the prompt.
         sampling: How it is drawn.
         limit: The most tokens it may have.
+        index: Which of the replies to its prompt it is, from 0 on.
         writing: Its text.
         chance: Its random numbers.
         likeliest: How many likeliest tokens are told with each of its own; None if no log-probabilities are wanted.
@@ -83,6 +84,7 @@ class Reply:
     prompt: list[int]
     sampling: Sampling
     limit: int
+    index: int
     writing: Writing
     chance: random.Random
     likeliest: int | None = None
@@ -197,6 +199,7 @@ class Engine:
                 prompt=list(prompt),
                 sampling=sampling,
                 limit=limit,
+                index=index,
                 writing=Writing(self.tokenizer, stops, prompt if continues else ()),
                 chance=chance,
                 likeliest=likeliest,

@@ -68,14 +68,14 @@ class Writing:
             self.stopped, self._held = True, ""
             text = text[: min(found)]
         else:
-            longest = max((_overlap(text, stop) for stop in self.stop), default=0)
+            longest = max((overlap(text, stop) for stop in self.stop), default=0)
             cut = len(text) - longest
             text, self._held = text[:cut], text[cut:]
         self.text += text
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many of the last characters of a text are the first ones of a stop."""
     most = min(len(text), len(stop) - 1)
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

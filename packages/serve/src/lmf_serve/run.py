@@ -1,0 +1,62 @@
+"""A server from its start to its end."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import uvicorn
+from lmf import Opening, Plugins
+from lmf.generate.opening import start
+
+from .app import Server
+from .command import name_of
+from .settings import Serving
+from .worker import Worker
+
+GRACE = 5.0  # seconds that replies in progress may still take after a signal; a second signal ends them at once
+CLOSING = 3.0  # and then for what is left to be sent
+KEPT = 4  # prompts that stay read, for requests that go on from them
+
+
+def run(model: str, serving: Serving, opening: Opening, plugins: Plugins, listening: socket.socket) -> None:
+    """Load a model and answer requests until a signal comes.
+
+    Args:
+        model: What ``open_model`` takes.
+        serving: The settings of the server.
+        opening: How the model is opened.
+        plugins: What is installed.
+        listening: Where requests come in.
+    """
+    chatter, engine = start(model, plugins, opening, most=serving.parallel, kept=KEPT)
+    worker = Worker(engine, serving.max_queue)
+    server = Server(chatter, worker, serving, serving.name or name_of(model))
+    config = uvicorn.Config(
+        server.app(),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(GRACE + CLOSING),
+    )
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"{server.name} answers at http://{host}:{port}/v1; Ctrl-C ends it", flush=True)
+    try:
+        _Ending(config, worker).run(sockets=[listening])
+    finally:
+        worker.stop(0)
+        worker.join(CLOSING)
+
+
+class _Ending(uvicorn.Server):
+    """Lets replies in progress end after the first signal."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker):
+        super().__init__(config)
+        self.worker = worker
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.worker.stop(0 if self.should_exit else GRACE)
+        super().handle_exit(sig, frame)
