@@ -19,7 +19,10 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
     *("errors", "cgroups", "config", "conversation"),
-    *(f"templates.{name}" for name in ("template", "bounds", "sandbox", "jinja", "shield", "traits", "thoughts", "calls")),
+    *(
+        f"templates.{name}"
+        for name in ("template", "bounds", "sandbox", "jinja", "shield", "traits", "thoughts", "calls")
+    ),
     *("settings", "specs", "hookspecs", "plugins", "templates.choose"),
     *("data.textfile", "data.jsonfile"),
     *(f"formats.{name}" for name in ("fields", "toolcalls", "dialogue", "messages", "prompts")),

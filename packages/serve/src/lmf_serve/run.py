@@ -12,7 +12,7 @@ from lmf.generate.opening import start
 from .app import Server
 from .command import name_of
 from .settings import Serving
-from .worker import Worker
+from .worker import Worker, engine_thread
 
 GRACE = 5.0  # seconds that replies in progress may still take after a signal; a second signal ends them at once
 CLOSING = 3.0  # and then for what is left to be sent
@@ -29,8 +29,9 @@ def run(model: str, serving: Serving, opening: Opening, plugins: Plugins, listen
         plugins: What is installed.
         listening: Where requests come in.
     """
-    chatter, engine = start(model, plugins, opening, most=serving.parallel, kept=KEPT)
-    worker = Worker(engine, serving.max_queue)
+    thread = engine_thread()
+    chatter, engine = thread.submit(start, model, plugins, opening, most=serving.parallel, kept=KEPT).result()
+    worker = Worker(engine, serving.max_queue, thread)
     server = Server(chatter, worker, serving, serving.name or name_of(model))
     config = uvicorn.Config(
         server.app(),
