@@ -46,6 +46,7 @@ RUNNING = (
         "training.gradients",
         "training.output",
         "training.loop",
+        "saving",
     ),
     *("memory.ledger", "memory.forecast", "memory.fitting", "testing"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from .sources import Source, check_tokenizer, shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLED = 64  # values of each weight in a fingerprint
 
 
 def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -115,6 +118,16 @@ def check_finite(model: nn.Module, name: str) -> None:
     bad = [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum()) and not p.isfinite().all()]
     if bad:
         raise LmfError(f"{name} has weights that are not finite numbers: {_some(bad)}. Download it again.")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of a sample of every weight, which is the same in every precision from bfloat16 on."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
+        found.update(f"{name} {tuple(parameter.shape)} ".encode() + sample.view(torch.int16).numpy().tobytes())
+    return found.hexdigest()
 
 
 def inner(model: Any) -> Any:

@@ -106,6 +106,10 @@ class Tuner:
         """Write the prepared model into a folder, in the form that transformers or peft load."""
         cast("PreTrainedModel", model).save_pretrained(folder)
 
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Return a model that needs nothing beside it: with what was trained in its own weights."""
+        return model
+
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put what ``save`` wrote back into a prepared model, bit for bit.
 

@@ -14,7 +14,7 @@ from ..conversation import Message
 from ..encoding.encoder import Encoder
 from ..errors import ConfigError, LmfError
 from ..memory import machine
-from ..models import inner, load_model, load_tokenizer, quiet, stops
+from ..models import fingerprint, inner, load_model, load_tokenizer, quiet, stops
 from ..plugins import Plugins
 from ..runs import RUN_FILE, read_run
 from ..settings import LOOKUP, Opening, Sampling
@@ -112,23 +112,24 @@ class Chatter:
         return max(2, machine.free(device) // (4 * token_bytes(self.model)))
 
 
-def open_model(name: str, plugins: Plugins, template: str = AUTO) -> Chatter:
+def open_model(name: str, plugins: Plugins, template: str = AUTO, *, merged: bool = False) -> Chatter:
     """Load a base model, or what a run of lmf gave out, with the template it was trained with.
 
     Args:
         name: An output folder of a run, or anything that ``--model`` takes.
         plugins: What is installed.
         template: Another template than the model's own: a name or a Jinja file.
+        merged: Put what was trained beside a base into its weights.
 
     Raises:
-        LmfError: There is no such model, or a plugin that its run used is missing.
+        LmfError: There is no such model, a plugin that its run used is missing, or its base is another one now.
     """
     folder = Path(name)
     if (folder / RUN_FILE).exists():
         record = read_run(folder)
         if record["status"] != "finished":
             raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
-        model, tokenizer = _open_run(folder, record, plugins)
+        model, tokenizer = _open_run(folder, record, plugins, merged)
         usual, reasoning = record["template"], record["settings"]["reasoning"]
     else:
         source = find_model(name, plugins)
@@ -164,13 +165,20 @@ def start(name: str, plugins: Plugins, opening: Opening, **options: Any) -> tupl
     return chatter, chatter.engine(runner, context=opening.context, guesses=opening.draft_tokens, **options)
 
 
-def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _open_run(
+    folder: Path, record: Mapping[str, Any], plugins: Plugins, merged: bool
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load what a run gave out: a whole model, or the base and what the method put beside it."""
     here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
     base = here or find_model(record["settings"]["model"], plugins)
     tokenizer = load_tokenizer(Source(str(folder), str(folder)))
     model: Any = load_model(base)
     if here is None:
+        if record.get("base") not in (None, fingerprint(model)):
+            raise LmfError(
+                f"{folder} was trained on other weights than {record['settings']['model']} has now.\n"
+                "Give the base back its place, or merge with the right one: lmf merge BASE ADAPTER OUT."
+            )
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
         method = plugins.methods[record["settings"]["method"]]
@@ -178,6 +186,8 @@ def _open_run(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tupl
         tuner = method.build(make(method.options, options), family(model.config.model_type, plugins))
         model = tuner.prepare(model, record["new_tokens"])
         tuner.load(model, folder)
+        if merged:
+            model = tuner.merge(model)
     return model.eval(), tokenizer
 
 

@@ -16,7 +16,7 @@ from ..encoding.examples import Examples
 from ..encoding.material import Material
 from ..encoding.stream import Stream
 from ..errors import ConfigError
-from ..models import load_config, load_model, stops
+from ..models import fingerprint, load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
 from ..sources import family
@@ -38,6 +38,7 @@ class Learner:
         padding: The share of what is computed that is padding.
         compute: Precision of the forward pass.
         new_tokens: Ids of the template's tokens that the base never learned.
+        base: The fingerprint of the base model; "" without weights.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Learner:
     padding: float
     compute: torch.dtype
     new_tokens: tuple[int, ...]
+    base: str = ""
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay examples out as this model takes them."""
@@ -105,6 +107,7 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
     )
+    base = fingerprint(model)
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
         model.resize_token_embeddings(len(material.tokenizer))
@@ -114,7 +117,7 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
         report.note(f"the base model never learned {names}: their embeddings are trained too")
     _set_stops(model, material)
-    learner = _prepared(plan, model, spec, tuner, new, device)
+    learner = replace(_prepared(plan, model, spec, tuner, new, device), base=base)
     learner.model.to(device)
     if not learner.packed:
         why = "--attention was given" if plan.kernel else "this architecture cannot be packed"

@@ -323,7 +323,7 @@ class _Run:
             ConfigError: The same settings mean something else now.
         """
         now = self._describe()
-        for key in ("family", "template", "template_sha256", "optimizer", "new_tokens"):
+        for key in ("family", "base", "template", "template_sha256", "optimizer", "new_tokens"):
             if now[key] != then.get(key):
                 raise ConfigError(
                     f"--resume: the run in {self.output} began with something else:\n"
@@ -423,6 +423,7 @@ class _Run:
         return {
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
             "family": plan.plugins.models.qualified(self.learner.spec),
+            "base": self.learner.base,
             "template": self.material.template_name,
             "template_sha256": _sha256(self.material.template.jinja()) if self.material.template else None,
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),

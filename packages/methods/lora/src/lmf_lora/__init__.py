@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from lmf import ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
+from lmf import Command, ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,16 @@ class LoraOptions:
     modules_to_save: tuple[str, ...] = option((), "Modules to train whole and to save too, like lm_head.", commas=True)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merging:
+    """How an adapter is merged."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "Precision; as the base is stored.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to compute; on a GPU if there is one.")
+    shard_size: str = option("5GB", "Largest file of weights.")
+    any_base: bool = option(False, "Take the base that is given, whatever the adapter says of its own.")
+
+
 def build(options: LoraOptions, spec: ModelSpec) -> Tuner:
     from .tuner import LoraTuner
 
@@ -41,6 +52,24 @@ def build(options: LoraOptions, spec: ModelSpec) -> Tuner:
         if name in options.target and len(options.target) > 1:
             raise ConfigError(f"--target {name} stands for several layers; give it alone.")
     return LoraTuner(options, spec)
+
+
+def build_merge() -> Callable[..., None]:
+    def merge(base: str, adapter: str, out: str, merging: Merging) -> None:
+        """Put an adapter into the weights of its BASE, as a folder that needs no adapter.
+
+        ADAPTER is the output of a LoRA run, or any adapter of peft that changes weights.
+        """
+        from . import merging as module  # torch is imported here
+
+        module.merge(base, adapter, out, merging)
+
+    return merge
+
+
+@hookimpl
+def lmf_commands() -> list[Command]:
+    return [Command(name="merge", summary="Put an adapter into the weights of its base.", build=build_merge)]
 
 
 @hookimpl

@@ -98,6 +98,9 @@ class LoraTuner(Tuner):
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         self._config(model).save_pretrained(str(folder))
 
+    def merge(self, model: nn.Module) -> nn.Module:
+        return merged(model)
+
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put a saved adapter back, bit for bit. One that does not fit leaves the model as it was.
 
@@ -181,6 +184,18 @@ class LoraTuner(Tuner):
             weight = layer.get_base_layer().weight
             weight += (moved.T if layer.fan_in_fan_out else moved).to(weight)
             self.start |= {name_a: then_a.clone(), name_b: then_b.clone()}
+
+
+def merged(model: Any) -> nn.Module:
+    """Return the base model of peft with the updates in its own weights.
+
+    Raises:
+        LmfError: A weight would not be finite.
+    """
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise LmfError(f"The adapter cannot be merged: {error}") from None
 
 
 def _adapter(model: Any) -> dict[str, torch.Tensor]:
