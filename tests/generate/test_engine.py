@@ -387,7 +387,9 @@ def test_replies_drawn_with_drafts_have_the_distribution_of_those_without(name, 
     tables = [2 * torch.randn(words, words, words, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     target, other = (Rule(lambda ids, table=table: table[ids[-2], ids[-1]], words) for table in tables)
     sampling = Sampling(**{"temperature": 1.0, "max_tokens": 4, **options})
-    smaller = {"lookup": lambda s, c: Lookup(), "another model": lambda s, c: Smaller(other, s, c, words)}[name]
+    smaller = {"lookup": lambda s, c: Lookup(shortest=1), "another model": lambda s, c: Smaller(other, s, c, words)}[
+        name
+    ]
     prompt = [0, 0, 1, 0, 2, 0, 3, 0, 4, 1, 1, 2, 1, 3, 1, 4, 2, 2, 3, 2, 4, 3, 3, 4, 4, 0]  # every pair
     writer = engine(target, draft=smaller, guesses=2, most=100)
     replies = [reply for _ in range(total) for reply in writer.submit(prompt, sampling)]

@@ -42,6 +42,23 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
+def _application_of(made: Any) -> typer.Typer:
+    """Return a Typer application of what builds a command: one, a function, or a group of these by their names."""
+    if isinstance(made, typer.Typer):
+        return made
+    if not isinstance(made, Mapping):
+        app = application()
+        app.command(cls=Command)(expanded(made))
+        return app
+    app = application(cls=Group, no_args_is_help=True)
+    for name, each in made.items():
+        if isinstance(each, Mapping):
+            app.add_typer(_application_of(each), name=name, help=f"Commands: {', '.join(each)}.")
+        else:
+            app.command(name, cls=Command)(expanded(each))
+    return app
+
+
 def lazy_group(
     registry: Registry[Any], make: Callable[[Any], Any], sections: Mapping[str, Sequence[str]]
 ) -> type[TyperGroup]:
@@ -49,8 +66,7 @@ def lazy_group(
 
     Args:
         registry: What the commands are made from, each with its summary.
-        make: Returns a Typer application for one item, or a function for one command, whose settings classes become
-            flags.
+        make: Returns a Typer application for one item, or what ``Command.build`` may return.
         sections: The names to list, by their heading in ``--help``.
     """
 
@@ -61,11 +77,7 @@ def lazy_group(
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if ctx.resilient_parsing and cmd_name not in registry:  # a shell completes a line that is not finished
                 return None
-            made = app = make(registry[cmd_name])
-            if not isinstance(made, typer.Typer):
-                app = application()
-                app.command(cls=Command)(expanded(made))
-            command = get_command(app)
+            command = get_command(_application_of(make(registry[cmd_name])))
             command.name = cmd_name
             command.help = command.help or registry[cmd_name].summary
             return command

@@ -350,8 +350,9 @@ class Command:
     Attributes:
         name: The name in ``lmf NAME``.
         summary: One line for ``lmf --help``.
-        build: Returns a Typer application, or a function that Typer can turn into one. It is called
-            when the command is, so what it imports costs nothing before.
+        build: Returns a function that Typer can turn into a command, functions by their names for a group, or a
+            Typer application. A parameter of a function whose type is a dataclass of ``lmf.option`` fields becomes a
+            flag for each of them. It is called when the command is, so what it imports costs nothing before.
     """
 
     name: str

@@ -54,14 +54,15 @@ class Lookup:
 
     Args:
         longest: The most tokens that are looked for; shorter ends of the text are tried after them.
+        shortest: The fewest; what follows a single token hardly ever follows it again.
     """
 
-    def __init__(self, longest: int = 3):
-        self.longest = longest
+    def __init__(self, longest: int = 3, shortest: int = 2):
+        self.longest, self.shortest = longest, shortest
 
     def draft(self, prompt: Sequence[int], written: Sequence[int], most: int) -> Draft:
         ids = [*prompt, *written]
-        for size in range(min(self.longest, len(ids) - 1), 0, -1):
+        for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
             end = ids[-size:]
             for start in range(len(ids) - size - 1, -1, -1):
                 if ids[start : start + size] == end:

@@ -1,0 +1,142 @@
+"""Folders that transformers loads: written, and examined as transformers sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lmf import Conversation, LmfError, Plugins
+from lmf.errors import DataError
+from lmf.formats import messages as notation
+from lmf.formats.dialogue import marked
+from lmf.generate.opening import Chatter, open_model
+from lmf.models import quiet
+from lmf.saving import save_folder, write_new
+from lmf.templates.jinja import AUTO
+from lmf.templates.traits import SAMPLES
+
+if TYPE_CHECKING:
+    from .command import Weights
+
+Findings = list[tuple[bool, str]]  # whether something is right, and what
+PROBE = "The quick brown fox jumps over the lazy dog. 12345"
+
+
+def write(model: str, out: Path, plugins: Plugins, weights: Weights) -> Findings:
+    """Write a model as a folder, unless what is written would not be right.
+
+    Args:
+        model: What ``open_model`` takes.
+        out: The folder.
+        plugins: What is installed.
+        weights: How it is written.
+
+    Returns:
+        What was found in it.
+    """
+    quiet()
+    chatter = open_model(model, plugins, weights.template, merged=True)
+    whole: Any = chatter.model
+    if weights.dtype != "auto":
+        whole.to(getattr(torch, weights.dtype))
+    if chatter.template and chatter.template.name != AUTO:
+        chatter.tokenizer.chat_template = chatter.template.jinja()
+    ids, _ = chatter.stops()
+    whole.generation_config.eos_token_id = sorted(ids) or None
+    found: Findings = []
+
+    def written(partial: Path) -> None:
+        save_folder(whole, chatter.tokenizer, partial, weights.shard_size)
+        found.extend(examine(partial, chatter, plugins))
+        if wrong := [text for right, text in found if not right]:
+            raise LmfError(f"{out} would not be right, and was not written: {'; '.join(wrong)}.")
+
+    write_new(out, written)
+    return found
+
+
+def examine(folder: Path, ours: Chatter | None, plugins: Plugins) -> Findings:
+    """Load a folder with plain transformers, and compare it with what lmf makes of it.
+
+    Args:
+        folder: A folder with a model, or with an adapter.
+        ours: The model that it was written from; by default it is opened as lmf opens it.
+        plugins: What is installed.
+    """
+    from transformers import AutoTokenizer
+
+    quiet()
+    found: Findings = []
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model, problems = _loaded(folder)
+    found.append((not problems, problems or f"transformers loads it: {type(model).__name__}"))
+    if problems:
+        return found
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer(PROBE)["input_ids"]], device=model.device)
+        theirs = model(ids).logits
+    found.append((bool(theirs.isfinite().all()), "its logits are finite numbers"))
+    ours = ours or open_model(str(folder), plugins)
+    with torch.no_grad():
+        apart = float((ours.model(ids.to(next(ours.model.parameters()).device)).logits - theirs).abs().max())
+    close = apart <= (1e-3 if theirs.dtype == torch.float32 else 2e-2) * float(theirs.abs().max())
+    found.append((close, f"its logits are those in lmf, but for {apart:.2g}"))
+    found += _compared(tokenizer, ours)
+    stops = model.generation_config.eos_token_id
+    known = {stops} if isinstance(stops, int) else set(stops or ())
+    missing = tokenizer.convert_ids_to_tokens(sorted(ours.encoder.end_ids - known))
+    found.append(
+        (not missing, f"generation does not stop at {', '.join(missing)}" if missing else "it stops where replies end")
+    )
+    return found
+
+
+def _loaded(folder: Path) -> tuple[Any, str]:
+    """Return what transformers loads from a folder, and what is wrong with it."""
+    from transformers import AutoModelForCausalLM
+
+    if (folder / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(folder).eval(), ""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, info = loaded
+    wrong = [f"{kind.replace('_', ' ')}: {sorted(map(str, names))[:3]}" for kind, names in info.items() if names]
+    return model.eval(), "; ".join(wrong)
+
+
+def _compared(tokenizer: Any, ours: Chatter) -> Findings:
+    """Compare the ids of prompts by transformers' chat template with those by lmf."""
+    if ours.template is None or not tokenizer.chat_template:
+        both = ours.template is None and not tokenizer.chat_template
+        return [(both, "it is a model of texts, without a template" if both else "only one side has a chat template")]
+    same, different = 0, []
+    for name, talk in SAMPLES.items():
+        for end, message in enumerate(talk.messages):
+            if message.role != "assistant":
+                continue
+            asked = Conversation(talk.messages[:end], talk.tools)
+            try:
+                expected = ours.ids(asked.messages, tools=asked.tools)
+            except DataError:
+                continue  # it has no place for such a conversation
+            same, different = _tally(tokenizer, asked, expected, name, same, different)
+    if different:
+        return [(False, f"its chat template writes another prompt for {', '.join(dict.fromkeys(different))}")]
+    return [(same > 0, f"its chat template gives the ids of lmf for {same} of {same} prompts")]
+
+
+def _tally(
+    tokenizer: Any, asked: Conversation, expected: list[int], name: str, same: int, different: list[str]
+) -> tuple[int, list[str]]:
+    from jinja2 import TemplateError
+
+    said = notation.write(marked(asked.messages), notation.OPENAI)
+    try:
+        found = tokenizer.apply_chat_template(
+            said, tools=list(asked.tools) or None, add_generation_prompt=True, return_dict=False
+        )
+    except (TemplateError, ValueError, TypeError):
+        found = None
+    return (same + 1, different) if found == expected else (same, [*different, name])
