@@ -309,11 +309,12 @@ def test_a_talk_on_a_real_terminal(tiny, tmp_path):
         keys.write(b"Ping?\r")
         until(r"tokens/s.*tokens/s")
         keys.write(b"\x03")
-        until(r"tokens of context; stopped\]")
+        until(r"tokens of context; stopped\][^>]*> ")
         seen = b""
         keys.write(b"/set max-tokens 3\r")
-        until(r"max-tokens is 3")
+        until(r"max-tokens is 3[^>]*> ")
         keys.write(b"Pong?\r")
         until(r"\[3 tokens, .* tokens/s, .* of 512 tokens of context; cut: /set max-tokens allows more\]")
+        until(r"allows more\][^>]*> ")
         keys.write(b"\x04")
         assert process.wait(20) == 0
