@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lmf import ConfigError, DataError, LmfError, Message, Opening, Plugins, Sampling
 from lmf.config import flag, option
+from lmf.runs import replacing
 
 from .saving import check_outputs
 
@@ -97,7 +97,9 @@ def answer_file(plugins: Plugins, source: str, out: str, order: Order) -> None:
             print(f"{partial}: {done:,} of {len(records):,} are there; going on", file=sys.stderr)
         if done < len(records):
             _write(stream, plugins, records, done, order)
-        _publish(stream, Path(out))
+        stream.seek(len(header.encode()))
+        with replacing(Path(out)) as whole:
+            shutil.copyfileobj(stream, whole)
         stream.truncate(0)
     print(f"{out}: {len(records):,} record{'s' * (len(records) != 1)}")
 
@@ -110,7 +112,7 @@ def _write(stream: IO[str], plugins: Plugins, records: Sequence[Original], done:
 
     asking, prefill = order.asking, order.asking.prefill or ""
     chatter, engine = start(order.model, plugins, order.opening)
-    for record in records:  # all, before the first reply
+    for record in records[done:]:  # all, before the first reply
         if (tokens := len(_ids(chatter, record, asking))) >= engine.context:
             raise DataError(f"{record.where}: {TooLong(tokens, engine.context)}")
     prompts = (
@@ -227,22 +229,6 @@ def _check_asked(file: Path, first: str, asked: Mapping[str, Any]) -> None:
                 f"{file} was begun with {called} {before.get(name)!r}, not {asked.get(name)!r}. Give the same to go "
                 "on, or --force to begin anew."
             )
-
-
-def _publish(stream: IO[str], out: Path) -> None:
-    """Put all lines but the first into a file, which appears whole or not at all."""
-    partial = out.with_name(f".{out.name}.partial")
-    stream.seek(0)
-    stream.readline()
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as target:
-            shutil.copyfileobj(stream, target)
-            target.flush()
-            os.fsync(target.fileno())
-        partial.replace(out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _line(value: Any) -> str:

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from lmf import ConfigError, LmfError, Message, Opening, Plugins, Sampling
 from lmf.config import make, option
 from lmf.errors import did_you_mean
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from lmf.generate.engine import Engine, Reply
     from lmf.generate.opening import Chatter
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Output folder of a run, or anything that --model takes.")]
 QUOTE = '"""'
 
 HELP = """\
@@ -59,7 +57,7 @@ class Speaking(Sampling):
 def chat(plugins: Plugins) -> Callable[..., None]:
     """Return the command ``lmf chat``."""
 
-    def run(model: Model, talk: Talk, reply: Speaking, opening: Opening) -> None:
+    def run(model: flags.Model, talk: Talk, reply: Speaking, opening: Opening) -> None:
         from lmf.plan import check_opening
 
         check_opening(model, opening, plugins)

@@ -17,6 +17,7 @@ from lmf import Plugins, RunSettings, config
 
 KNOWN = ("objective", "method")  # keys of a run file that are not settings
 HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(RunSettings)}
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Output folder of a run, or anything that --model takes.")]
 Format = Annotated[str | None, typer.Option(help=HELP["format"])]
 Columns = Annotated[list[str] | None, typer.Option(help=HELP["columns"])]
 
@@ -32,7 +33,7 @@ def command(
 
     Args:
         kinds: Settings classes by the heading that their flags get in ``--help``.
-        run: Called with the arguments, one object of each class, in order, and where each setting came from.
+        run: Called with one object of each class, in order, and where each setting came from.
         headings: Other headings by the field at which they begin.
         defaults: What to show as the default of a field whose own is None.
         plain: Further parameters, as Typer takes them; ``run`` gets their values by name.

@@ -24,8 +24,7 @@ class Screen:
     def __init__(self, out: TextIO | None = None):
         self.out = out or sys.stdout
         self.terminal = self.out.isatty()
-        self._column = self._tokens = 0
-        self._began = time.monotonic()
+        self.begin()
 
     def begin(self) -> None:
         """Get ready for a reply, on a line of its own."""

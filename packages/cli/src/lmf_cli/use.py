@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from lmf import ConfigError, Message, Opening, Plugins, Sampling
 
+from . import flags
 from .batch import Asking, Filing, Order, answer_file
 
 if TYPE_CHECKING:
     from lmf.generate.engine import Reply
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Output folder of a run, or anything that --model takes.")]
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say to it.")]
 In = Annotated[
     str | None, typer.Option("--in", metavar="DATA", help="Say what each record asks: a file, folder or data set.")
@@ -25,7 +25,7 @@ def generate(plugins: Plugins) -> Callable[..., None]:
     """Return the command ``lmf generate``."""
 
     def run(
-        model: Model,
+        model: flags.Model,
         question: Asking,
         reply: Sampling,
         opening: Opening,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +98,9 @@ def load_model(
         ),
     ):
         if names:
-            raise LmfError(f"{source.asked} {problem} for {_some(names)}: they would be random. Download it again.")
+            raise LmfError(f"{source.asked} {problem} for {some(names)}: they would be random. Download it again.")
     if info["unexpected_keys"]:
-        raise LmfError(f"{source.asked} has weights its architecture does not know: {_some(info['unexpected_keys'])}.")
+        raise LmfError(f"{source.asked} has weights its architecture does not know: {some(info['unexpected_keys'])}.")
     check_finite(model, source.asked)
     return model
 
@@ -117,7 +117,7 @@ def check_finite(model: nn.Module, name: str) -> None:
     """Raise LmfError if a parameter holds NaN or infinity."""
     bad = [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum()) and not p.isfinite().all()]
     if bad:
-        raise LmfError(f"{name} has weights that are not finite numbers: {_some(bad)}. Download it again.")
+        raise LmfError(f"{name} has weights that are not finite numbers: {some(bad)}. Download it again.")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -160,7 +160,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             found.add(own[name].data_ptr())
     missing = [name for name, tensor in own.items() if tensor.data_ptr() not in found]
     if missing:
-        raise LmfError(f"{folder} lacks the tensors {_some(missing)}.")
+        raise LmfError(f"{folder} lacks the tensors {some(missing)}.")
 
 
 def check_tensor(file: Path, name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
@@ -199,7 +199,8 @@ def _explained(source: Source) -> Iterator[None]:
         raise LmfError(f"{source.asked} {what}: {text[:500] or type(error).__name__}") from error
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """Return the first names of tensors, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -7,12 +7,13 @@ for each optimizer step and each evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DataError, LmfError
 
@@ -23,19 +24,26 @@ LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
 
 
-def write_file(file: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it first, then by rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[IO[str]]:
+    """Give a stream for a file that appears whole or not at all: it is written beside it first, then renamed."""
     partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a file whole or not at all, in a folder that is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as stream:
+        stream.write(text)
 
 
 def write_run(folder: Path, record: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,12 @@ def check_new(out: Path) -> None:
         raise ConfigError(f"{out} exists; name a place for something new.")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out} cannot be written: there is no folder {out.absolute().parent}.")
+
+
+def check_shard_size(text: str) -> None:
+    """Raise ConfigError if a text is no size of a file, such as ``500MB``."""
+    if not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", text):
+        raise ConfigError(f"--shard-size is {text!r}; write it as 500MB or 5GB.")
 
 
 def write_new(out: Path, write: Callable[[Path], None]) -> None:

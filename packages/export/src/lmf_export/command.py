@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lmf import ConfigError, LmfError, Opening, Plugins, option
-
-FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +24,9 @@ def hf(model: str, out: str, weights: Weights) -> None:
     An adapter is put into the weights of its base. The folder is checked as lmf export check does.
     """
     from lmf.plan import check_opening
-    from lmf.saving import check_new
+    from lmf.saving import check_new, check_shard_size
 
-    if not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", weights.shard_size):
-        raise ConfigError(f"--shard-size is {weights.shard_size!r}; write it as 500MB or 5GB.")
+    check_shard_size(weights.shard_size)
     plugins = Plugins()
     check_opening(model, Opening(template=weights.template), plugins)
     check_new(Path(out))

@@ -111,7 +111,7 @@ def _compared(tokenizer: Any, ours: Chatter) -> Findings:
     if ours.template is None or not tokenizer.chat_template:
         both = ours.template is None and not tokenizer.chat_template
         return [(both, "it is a model of texts, without a template" if both else "only one side has a chat template")]
-    same, different = 0, []
+    results: dict[str, list[bool]] = {}
     for name, talk in SAMPLES.items():
         for end, message in enumerate(talk.messages):
             if message.role != "assistant":
@@ -121,22 +121,22 @@ def _compared(tokenizer: Any, ours: Chatter) -> Findings:
                 expected = ours.ids(asked.messages, tools=asked.tools)
             except DataError:
                 continue  # it has no place for such a conversation
-            same, different = _tally(tokenizer, asked, expected, name, same, different)
+            results.setdefault(name, []).append(_prompt(tokenizer, asked) == expected)
+    different = [name for name, same in results.items() if not all(same)]
     if different:
-        return [(False, f"its chat template writes another prompt for {', '.join(dict.fromkeys(different))}")]
+        return [(False, f"its chat template writes another prompt for {', '.join(different)}")]
+    same = sum(map(len, results.values()))
     return [(same > 0, f"its chat template gives the ids of lmf for {same} of {same} prompts")]
 
 
-def _tally(
-    tokenizer: Any, asked: Conversation, expected: list[int], name: str, same: int, different: list[str]
-) -> tuple[int, list[str]]:
+def _prompt(tokenizer: Any, asked: Conversation) -> Any:
+    """Return the ids that transformers makes of a prompt; None if the template refuses it."""
     from jinja2 import TemplateError
 
     said = notation.write(marked(asked.messages), notation.OPENAI)
     try:
-        found = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             said, tools=list(asked.tools) or None, add_generation_prompt=True, return_dict=False
         )
     except (TemplateError, ValueError, TypeError):
-        found = None
-    return (same + 1, different) if found == expected else (same, [*different, name])
+        return None

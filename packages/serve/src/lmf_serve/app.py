@@ -6,9 +6,9 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class Work:
     prompts: Sequence[Sequence[int]]
     param: str
     continues: bool = False
-    tools: Sequence[str] = field(default=())
+    tools: Sequence[str] = ()
 
 
 class Server:
@@ -211,7 +211,7 @@ class Server:
         ticket.cancel()
         self.metrics.written.inc(sum(len(reply.ids) for reply in ticket.replies))
 
-    async def _parts(self, ticket: Ticket) -> AsyncGenerator[Part, None]:
+    async def _parts(self, ticket: Ticket) -> AsyncIterator[Part]:
         """Yield what is new of all replies until they are done.
 
         Raises:

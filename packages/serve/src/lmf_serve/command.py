@@ -33,7 +33,7 @@ def listening(host: str, port: int) -> socket.socket:
         LmfError: There is no such address, or the port is taken.
     """
     try:
-        # asyncio sends at once (TCP_NODELAY) only where the protocol is named; else every answer waits for 40 ms
+        # asyncio sends at once (TCP_NODELAY) only where the protocol is named; else answers wait for the client's ACK
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
     except OSError as error:

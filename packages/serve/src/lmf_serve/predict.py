@@ -6,8 +6,7 @@ user's last message may stand at the end of the history, as in ``Input``, or onl
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 from lmf import Message
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,14 +44,13 @@ class History(BaseModel):
         return Asked(model="", temperature=0.0, stream=True)
 
 
-async def predicted(parts: AsyncGenerator[Part, None]) -> AsyncIterator[str]:
+async def predicted(parts: AsyncIterator[Part]) -> AsyncIterator[str]:
     """Yield the whole text so far, each time that it grows."""
     text = ""
-    async with contextlib.aclosing(parts):
-        try:
-            async for part in parts:
-                if part.text:
-                    text += part.text
-                    yield text
-        except ApiError:
-            return
+    try:
+        async for part in parts:
+            if part.text:
+                text += part.text
+                yield text
+    except ApiError:
+        return

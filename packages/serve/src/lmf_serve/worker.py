@@ -78,7 +78,7 @@ def engine_thread() -> ThreadPoolExecutor:
     """Return a thread for all that torch computes, loading the model included.
 
     Where two threads have computed, OpenMP (libgomp) counts the helpers of both, finds more of them than cores, and
-    lets each sleep between two operations: SmolLM2-135M then writes 50 instead of 80 tokens per second on two cores.
+    lets each sleep between two operations, which takes a large part of the speed of a small machine.
     """
     return ThreadPoolExecutor(1, "lmf-engine")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 from lmf import ConfigError, LmfError, Plugins
-from lmf.models import fingerprint, load_model, load_tokenizer, quiet, read_tensors
+from lmf.models import fingerprint, load_model, load_tokenizer, quiet, read_tensors, some
 from lmf.runs import RUN_FILE, read_run
-from lmf.saving import check_new, save_folder, write_new
+from lmf.saving import check_new, check_shard_size, save_folder, write_new
 from lmf.sources import Source, find_model
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -41,8 +40,7 @@ def merge(base: str, adapter: str, out: str, options: Merging) -> None:
     config = _config(folder)
     source = find_model(base, Plugins())
     check_new(place)
-    if not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", options.shard_size):
-        raise ConfigError(f"--shard-size is {options.shard_size!r}; write it as 500MB or 5GB.")
+    check_shard_size(options.shard_size)
     quiet()
     model: Any = load_model(source, None if options.dtype == "auto" else getattr(torch, options.dtype)).eval()
     if not options.any_base:
@@ -120,8 +118,7 @@ def _check_names(
         (own.keys() - found.keys(), "lacks tensors that its configuration tells of"),
     ):
         if names:
-            some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise LmfError(f"{folder / WEIGHTS} {what}: {some}. Is this the adapter of another base?")
+            raise LmfError(f"{folder / WEIGHTS} {what}: {some(names)}. Is this the adapter of another base?")
     for name, tensor in found.items():
         if name in own and tensor.shape != own[name].shape:
             raise LmfError(
@@ -155,9 +152,10 @@ def _config(folder: Path) -> PeftConfig:
 def _check_base(model: Any, source: Source, folder: Path, config: PeftConfig) -> None:
     """Raise ConfigError if an adapter tells of another base: by its fingerprint, where lmf made it, or by its name."""
     way = "Give that one, or --any-base if you know that this is it."
-    if (folder / RUN_FILE).exists() and (then := read_run(folder).get("base")):
+    record = read_run(folder) if (folder / RUN_FILE).exists() else {}
+    if then := record.get("base"):
         if then != fingerprint(model):
-            name = read_run(folder)["settings"]["model"]
+            name = record["settings"]["model"]
             raise ConfigError(f"{folder} was trained on {name}, whose weights are not those of {source.asked}. {way}")
         return
     told = config.base_model_name_or_path or ""

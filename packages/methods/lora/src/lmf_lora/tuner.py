@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lmf import ConfigError, LmfError, ModelSpec, Tuner
-from lmf.models import check_tensor, read_tensors
+from lmf.models import check_tensor, read_tensors, some
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -215,10 +215,9 @@ def _read(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
             raise LmfError(f"{file} has the tensor {name!r}, which the model does not know.")
         found[name] = tensor.to(own[name].dtype) if tensor.is_floating_point() else tensor
         check_tensor(file, name, found[name], own[name])
-    missing = sorted(own.keys() - found.keys())
+    missing = own.keys() - found.keys()
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise LmfError(f"{file} lacks the tensors {', '.join(missing[:3])}{more}.")
+        raise LmfError(f"{file} lacks the tensors {some(missing)}.")
     return found
 
 
