@@ -29,7 +29,7 @@ DESCRIBING = (
     *(f"formats.{name}" for name in ("conversations", "preferences", "ratings", "known", "datasetinfo")),
     *(f"data.{name}" for name in ("archive", "fetch", "cache", "tables", "hub", "inputs")),
     *(f"data.{name}" for name in ("records", "reading", "originals", "rewrite", "mixture", "streaming")),
-    *("builtin", "sources", "runs", "plan", "report", "guard"),
+    *("builtin", "sources", "splits", "runs", "plan", "report", "guard"),
 )
 RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),

@@ -11,10 +11,13 @@ import lmf_smollm2
 import pytest
 from lmf import Conversation, Message, Plugins, RunSettings
 from lmf.data.reading import read
+from lmf.models import load_tokenizer
 from lmf.plan import make_plan
 from lmf.report import Reporter
+from lmf.sources import find_model
 from lmf.testing import check_template
 from lmf.training.loop import train
+from lmf_smollm2.convert import _weights
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("In short: ", "Why: ", "Try: ")
@@ -54,6 +57,27 @@ def test_the_data_are_what_their_sources_give():
     script = ROOT / "packages/models/smollm2/demo/make.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+IN_LLAMA_CPP = """
+import json, sys
+from cyllama.llama import llama_cpp
+
+model = llama_cpp.LlamaModel(sys.argv[1])
+vocabulary = model.get_vocab()
+print(json.dumps([vocabulary.tokenize(text, False, False) for text in json.load(sys.stdin)]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cyllama") is None, reason="the package cyllama is not installed")
+def test_the_tokenizer_is_that_of_the_file(plugins: Plugins):
+    """As llama.cpp reads it; transformers does not look at how the file splits text."""
+    texts = [m.content for r in read(["cards"], "conversation", plugins).records for m in r.data.messages]
+    texts += ["  12 and\n\n  3. x=1  2", "In 2024, the 4th", "a\tb \n c"]
+    tokenizer = load_tokenizer(find_model("smollm2-135m", plugins))
+    command = [sys.executable, "-c", IN_LLAMA_CPP, str(_weights())]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
+    assert tokenizer(texts)["input_ids"] == json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_template_keeps_its_promises(plugins: Plugins):

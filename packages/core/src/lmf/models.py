@@ -14,6 +14,7 @@ from torch import nn
 
 from .errors import LmfError
 from .sources import Source, check_tokenizer, shards
+from .splits import restore_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,8 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})
         )
+    if source.gguf:
+        restore_split(tokenizer, Path(source.path) / source.gguf)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where files are missing
         raise LmfError(f"{source.asked} holds no tokenizer: its vocabulary is empty. Copy it from the base model.")
     for noise in ("is_local", "local_files_only"):  # transformers would save them

@@ -13,6 +13,8 @@ def build() -> Mapping[str, Any]:
 
     return {
         "hf": command.hf,
+        "gguf": command.gguf,
+        "ollama": command.ollama,
         "check": command.check,
         "delta": {"make": command.make_delta, "apply": command.apply_delta},
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmf import ConfigError, LmfError, Opening, Plugins, option
+from lmf import ConfigError, Opening, Plugins, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,22 +18,56 @@ class Weights:
     template: str = option("auto", "Another template than the model's own: a name or a Jinja file.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """How a GGUF file is written."""
+
+    type: Literal[
+        "auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1",
+        "q4_0", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+    ] = option("auto", "Precision; as the weights are by default. llama.cpp makes those below q8_0.")  # fmt: skip
+    template: str = option("auto", "Another template than the model's own: a name or a Jinja file.")
+
+
 def hf(model: str, out: str, weights: Weights) -> None:
     """Write MODEL as a folder that transformers, vLLM and others load: weights, tokenizer, chat template, stop ids.
 
     An adapter is put into the weights of its base. The folder is checked as lmf export check does.
     """
-    from lmf.plan import check_opening
-    from lmf.saving import check_new, check_shard_size
+    from lmf.saving import check_shard_size
 
     check_shard_size(weights.shard_size)
-    plugins = Plugins()
-    check_opening(model, Opening(template=weights.template), plugins)
-    check_new(Path(out))
+    _start(model, out, weights.template)
+    from .findings import tell
     from .folders import write
 
-    _tell(write(model, Path(out), plugins, weights))
+    tell(write(model, Path(out), Plugins(), weights))
     print(f"saved {out}")
+
+
+def gguf(model: str, out: str, packing: Packing) -> None:
+    """Write MODEL as a GGUF file for llama.cpp, LM Studio and others: weights, tokenizer, chat template.
+
+    The file is read back and compared, in llama.cpp too where that is installed.
+    """
+    if Path(out).suffix != ".gguf":
+        raise ConfigError(f"{out} must end in .gguf; many programs know such files by their name.")
+    _start(model, out, packing.template)
+    from .findings import tell
+    from .packing import write_file
+
+    tell(write_file(model, Path(out), Plugins(), packing))
+    print(f"saved {out}")
+
+
+def ollama(model: str, out: str, packing: Packing) -> None:
+    """Write MODEL as a folder for ollama create: a GGUF file, and a Modelfile with TEMPLATE and stops."""
+    _start(model, out, packing.template)
+    from .findings import tell
+    from .packing import write_ollama
+
+    tell(write_ollama(model, Path(out), Plugins(), packing))
+    print(f"saved {out}\nnext: ollama create {Path(out).name.lower()} -f {Path(out) / 'Modelfile'}")
 
 
 def check(folder: str) -> None:
@@ -44,9 +78,10 @@ def check(folder: str) -> None:
     check_opening(folder, Opening(), plugins)
     if not Path(folder).is_dir():
         raise ConfigError(f"{folder} is no folder; give the path of one.")
+    from .findings import tell
     from .folders import examine
 
-    _tell(examine(Path(folder), None, plugins))
+    tell(examine(Path(folder), None, plugins))
 
 
 def make_delta(base: str, tuned: str, out: str) -> None:
@@ -65,14 +100,10 @@ def apply_delta(base: str, delta: str, out: str) -> None:
     print(f"saved {out}")
 
 
-def _tell(findings: list[tuple[bool, str]]) -> None:
-    """Print what was found of a folder.
+def _start(model: str, out: str, template: str) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    from lmf.plan import check_opening
+    from lmf.saving import check_new
 
-    Raises:
-        LmfError: Something is wrong.
-    """
-    for right, text in findings:
-        print(f"{'ok ' if right else 'BAD'}  {text}")
-    wrong = sum(not right for right, _ in findings)
-    if wrong:
-        raise LmfError(f"{wrong} of {len(findings)} checks failed.")
+    check_opening(model, Opening(template=template), Plugins())
+    check_new(Path(out))

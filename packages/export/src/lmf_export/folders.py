@@ -9,18 +9,18 @@ import torch
 from lmf import Conversation, LmfError, Plugins
 from lmf.errors import DataError
 from lmf.formats import messages as notation
-from lmf.formats.dialogue import marked
+from lmf.formats.dialogue import Turn
 from lmf.generate.opening import Chatter, open_model
 from lmf.models import quiet
 from lmf.saving import save_folder, write_new
 from lmf.templates.jinja import AUTO
-from lmf.templates.traits import SAMPLES
+
+from .findings import PROBE, Finding, asked
 
 if TYPE_CHECKING:
     from .command import Weights
 
-Findings = list[tuple[bool, str]]  # whether something is right, and what
-PROBE = "The quick brown fox jumps over the lazy dog. 12345"
+Findings = list[Finding]
 
 
 def write(model: str, out: Path, plugins: Plugins, weights: Weights) -> Findings:
@@ -112,16 +112,12 @@ def _compared(tokenizer: Any, ours: Chatter) -> Findings:
         both = ours.template is None and not tokenizer.chat_template
         return [(both, "it is a model of texts, without a template" if both else "only one side has a chat template")]
     results: dict[str, list[bool]] = {}
-    for name, talk in SAMPLES.items():
-        for end, message in enumerate(talk.messages):
-            if message.role != "assistant":
-                continue
-            asked = Conversation(talk.messages[:end], talk.tools)
-            try:
-                expected = ours.ids(asked.messages, tools=asked.tools)
-            except DataError:
-                continue  # it has no place for such a conversation
-            results.setdefault(name, []).append(_prompt(tokenizer, asked) == expected)
+    for name, talk in asked():
+        try:
+            expected = ours.ids(talk.messages, tools=talk.tools)
+        except DataError:
+            continue  # it has no place for such a conversation
+        results.setdefault(name, []).append(_prompt(tokenizer, talk) == expected)
     different = [name for name, same in results.items() if not all(same)]
     if different:
         return [(False, f"its chat template writes another prompt for {', '.join(different)}")]
@@ -129,14 +125,15 @@ def _compared(tokenizer: Any, ours: Chatter) -> Findings:
     return [(same > 0, f"its chat template gives the ids of lmf for {same} of {same} prompts")]
 
 
-def _prompt(tokenizer: Any, asked: Conversation) -> Any:
+def _prompt(tokenizer: Any, talk: Conversation) -> Any:
     """Return the ids that transformers makes of a prompt; None if the template refuses it."""
     from jinja2 import TemplateError
 
-    said = notation.write(marked(asked.messages), notation.OPENAI)
+    turns = [Turn(f"messages[{number}]", message, False) for number, message in enumerate(talk.messages)]
+    said = notation.write(turns, notation.OPENAI)
     try:
         return tokenizer.apply_chat_template(
-            said, tools=list(asked.tools) or None, add_generation_prompt=True, return_dict=False
+            said, tools=list(talk.tools) or None, add_generation_prompt=True, return_dict=False
         )
     except (TemplateError, ValueError, TypeError):
         return None

@@ -13,7 +13,7 @@ from lmf import LmfError
 from lmf.sources import Source, cache_folder
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-NAME = "smollm2-135m-q4_1-v1"  # change the last part when what is written changes
+NAME = "smollm2-135m-q4_1-v2"  # change the last part when what is written changes
 
 
 def folder() -> Path:
