@@ -8,8 +8,8 @@ Each server is a fresh process that has the machine to itself. For a random tiny
 - idle: seconds to the first text of a stream, one after the other, the median of 9
 - load: so many streams at a time; replies that fail, those that are not the text of the same request alone, tokens per
   second of all together, and seconds to the first text (median and slowest)
-- dropped: 200 streams and 200 plain requests whose clients go away; how much the resident set grew, and the first text
-  of the next request beside idle
+- dropped: 200 streams and 200 plain requests (20 and 20 of the real model) whose clients go away; how much the resident
+  set grew, and the first text of the next request beside idle
 - end: SIGTERM with a stream in progress; seconds until the process is gone, and how the stream ended
 
 With --soak, LMF's server gets streams for so many minutes, a third of them dropped, and the slope of its resident set
@@ -40,7 +40,7 @@ import httpx
 
 HERE = Path(__file__).parent
 TOPICS = ("the sea", "a red fox", "Paris", "the number seven", "rain", "an old clock", "bread", "the moon")
-DROPS = 200
+DROPS = {"tiny": 200, "real": 20}  # streams, and as many plain requests; a server that writes on takes long
 TOOLS = {  # the command, and its flags behind the model
     "lmf serve": ["lmf"],
     "transformers serve": ["transformers", "--device", "cpu"],
@@ -190,7 +190,7 @@ class Running:
         self.log.close()
 
 
-def measure(server: Running, streams: int, tokens: int, tokenizer: Any) -> dict[str, Any]:
+def measure(server: Running, streams: int, tokens: int, drops: int, tokenizer: Any) -> dict[str, Any]:
     """Return the figures of one server."""
     found: dict[str, Any] = {"first text, idle": f"{(idle := server.idle()):.3f} s"}
     many, seconds = server.streams(streams, tokens, at_once=True)
@@ -207,12 +207,12 @@ def measure(server: Running, streams: int, tokens: int, tokenizer: Any) -> dict[
         "first text, median": f"{statistics.median(firsts):.2f} s" if firsts else "none came",
         "first text, slowest": f"{max(firsts):.2f} s" if firsts else "none came",
     }
-    server.drop(20, 400)  # what is loaded when it is first used
+    server.drop(drops // 10, 400)  # what is loaded when it is first used
     time.sleep(2)
     before = server.resident()
-    server.drop(DROPS, 400)
+    server.drop(drops, 400)
     time.sleep(2)
-    found["memory after 400 that went away"] = f"{server.resident() - before:+.1f} MiB"
+    found[f"memory after {2 * drops} that went away"] = f"{server.resident() - before:+.1f} MiB"
     try:
         after = server.idle()
         found["first text after them, to idle"] = f"{after / idle:.2f}x"
@@ -277,10 +277,10 @@ def main() -> None:
                     found[tool] = {"does not start": str(error).strip().splitlines()[-1]}
                     continue
                 try:
-                    found[tool] = measure(server, options.streams, options.tokens, tokenizer)
+                    found[tool] = measure(server, options.streams, options.tokens, DROPS[model], tokenizer)
                 finally:
                     server.kill()
-            lines += ["", f"model: {'a random Llama of 2 layers' if model == 'tiny' else 'SmolLM2-135M-Instruct'}"]
+            lines += ["", f"model: {'a random Llama of 4 layers' if model == 'tiny' else 'SmolLM2-135M-Instruct'}"]
             for tool, figures in found.items():
                 lines += ["", f"  {tool}", *(f"    {what:52} {value}" for what, value in figures.items())]
         if options.soak:

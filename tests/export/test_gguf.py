@@ -123,6 +123,17 @@ def test_llama_cpp_computes_the_model(family, tmp_path):
     assert float(apart.split("but for ")[1].split("%")[0]) <= 0.06
 
 
+@needs_llama_cpp
+@pytest.mark.parametrize("kind", ["auto", "f32", "q8_0"])
+def test_a_model_in_16_bits(kind, tmp_path):
+    folder = random_model(tmp_path / "model", "gemma2")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    told = write_file(str(folder), tmp_path / "a.gguf", PLUGINS, Packing(type=kind, template="chatml"))
+    assert all(right is not False for right, _ in told)
+    types = {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
+    assert types == {"F32", {"auto": "BF16", "f32": "F32", "q8_0": "Q8_0"}[kind]}
+
+
 @pytest.mark.parametrize("family", READ)
 def test_transformers_reads_the_file(family, tmp_path):
     folder = random_model(tmp_path / "model", family, **READ[family])

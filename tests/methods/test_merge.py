@@ -1,6 +1,7 @@
 """``lmf merge``: an adapter in the weights of its base, equal to the two apart, and no adapter that does nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,12 @@ def test_greedy_tokens_of_a_hundred_prompts_are_the_same(tiny, trained, tmp_path
 
 def test_what_merging_changes_is_told(tiny, adapter, tmp_path):
     told = lmf("merge", str(tiny), str(adapter), str(tmp_path / "out")).out.splitlines()
-    effect, apart = (float(line.rpartition(" ")[2]) for line in told[:2])
-    assert told[0].startswith("the adapter changes logits by up to ")
-    assert told[1].startswith("merged and beside its base, they differ by up to ")
+    number = r"([\d.e-]+)"
+    first = re.fullmatch(f"the adapter changes logits by up to {number}", told[0])
+    second = re.fullmatch(f"merging changes them by up to {number}, which is {number} of that", told[1])
+    assert first and second
+    effect, apart, share = map(float, (first[1], second[1], second[2]))
+    assert share == pytest.approx(apart / effect, rel=0.1)
     assert told[2] == f"saved {tmp_path / 'out'}"
     assert effect > 1e-2 and apart < 1e-5
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +29,6 @@ WORST = {"f32": 1e-6, "f16": 2e-3, "bf16": 4e-3, "q8_0": 2e-2}
 """How far a tensor may be from what it was: the norm of the difference by the norm."""
 SAME = {"f32": 1e-3, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.15}
 """How far llama.cpp may be from transformers with the same weights: it rounds what it multiplies with them, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Logits after each token of a text, of the model and of what the file holds. Shape: (tokens, vocabulary)."""
-
-    ids: list[int]
-    before: torch.Tensor
-    after: torch.Tensor
 
 
 def write_file(model: str, out: Path, plugins: Plugins, options: Packing) -> list[Finding]:
@@ -131,7 +121,8 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         f"the likeliest token is, {same} times of {len(ids)}",
     )
     if llama_cpp.installed():
-        yield from _in_llama_cpp(chatter, file, SAME.get(kind, 0.5), first, Compared(ids, before, after))
+        bound = max(SAME.get(kind, 0.5), SAME[OWN.get(model.dtype, "f32")])  # transformers rounds, too
+        yield from _in_llama_cpp(chatter, file, first, ids, after, bound)
     else:
         yield None, f"not tried in llama.cpp; to have it tried: {llama_cpp.INSTALL}"
     for text in chatter.stops()[1]:
@@ -140,24 +131,37 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         yield None, text
 
 
-def _in_llama_cpp(chatter: Chatter, file: Path, bound: float, first: bool, logits: Compared) -> Iterator[Finding]:
+def _in_llama_cpp(
+    chatter: Chatter, file: Path, first: bool, ids: list[int], logits: torch.Tensor, bound: float
+) -> Iterator[Finding]:
+    """Yield what llama.cpp makes of a file.
+
+    Args:
+        chatter: The model, with the weights of the file.
+        file: The file.
+        first: The file says that the first token (BOS) stands before every text.
+        ids: A text.
+        logits: Those after each of its tokens. Shape: (tokens, vocabulary).
+        bound: How far those of llama.cpp may be from them: the norm of the difference by the norm.
+    """
     prompts = list(_prompts(chatter))
     start = chatter.encoder.bos if first else ""
     texts = [text.removeprefix(start) for text, _ in prompts]
     ends = sorted(chatter.stops()[0])
-    seen = llama_cpp.read(file, texts, logits.ids, ends, first)
-    different = [text for (text, ids), theirs in zip(prompts, seen.ids, strict=True) if ids != theirs]
+    seen = llama_cpp.read(file, texts, ids, ends, first)
+    different = [text for (text, ours), theirs in zip(prompts, seen.ids, strict=True) if ours != theirs]
     yield (
         not different,
         f"llama.cpp reads other tokens in {different[0]!r}"
         if different
         else f"llama.cpp reads the tokens of lmf in {len(prompts)} of {len(prompts)} prompts",
     )
-    apart = float((torch.from_numpy(seen.logits) - logits.after).norm() / logits.after.norm())
+    apart = float((torch.from_numpy(seen.logits) - logits).norm() / logits.norm())
     yield apart <= bound, f"llama.cpp computes these logits, but for {apart:.2%} of their norm"
     missing = [token for token in ends if token not in seen.ends]
     named = ", ".join(chatter.tokenizer.convert_ids_to_tokens(missing or ends))
-    yield not missing, f"llama.cpp does not stop at {named}" if missing else f"llama.cpp stops at {named}"
+    if ends:
+        yield not missing, f"llama.cpp does not stop at {named}" if missing else f"llama.cpp stops at {named}"
 
 
 def _prompts(chatter: Chatter) -> Iterator[tuple[str, list[int]]]:
@@ -196,7 +200,8 @@ def _name(model: str, chatter: Chatter) -> str:
     By the name alone llama.cpp knows that the tokens of Phi 3 swallow the space behind them, and then it looks for some
     by their text; without them it ends its process.
     """
-    name = Path(model).name.removesuffix(".gguf")
+    path = Path(model)
+    name = (path.resolve() if path.exists() else path).name.removesuffix(".gguf")
     added = chatter.tokenizer.added_tokens_decoder.values()
     if not {"<s>", "</s>", "<unk>", "<|endoftext|>"} <= chatter.tokenizer.get_vocab().keys():
         return re.sub("phi-?3", "phi", name, flags=re.IGNORECASE)

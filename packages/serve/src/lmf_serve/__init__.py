@@ -1,4 +1,4 @@
-"""``lmf serve``: a model behind OpenAI's HTTP API."""
+"""``lmf serve``: a model behind OpenAI's HTTP API, and ``lmf ui``: a page to train it and to talk to it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def build_serve() -> Callable[..., Any]:
     return serve
 
 
+def build_ui() -> Callable[..., Any]:
+    from .page.command import ui
+
+    return ui
+
+
 @hookimpl
 def lmf_commands() -> list[Command]:
-    return [Command(name="serve", summary="Answer over HTTP, as OpenAI's API does.", build=build_serve)]
+    return [
+        Command(name="serve", summary="Answer over HTTP, as OpenAI's API does.", build=build_serve),
+        Command(name="ui", summary="Train, talk to and export models in the browser.", build=build_ui),
+    ]

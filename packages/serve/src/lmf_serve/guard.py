@@ -60,7 +60,7 @@ class Guard:
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raise ApiError for a request that is not to be read."""
-        if self.local and not is_local(_name(headers.get("host", ""))):
+        if self.local and not is_local(name_in(headers.get("host", ""))):
             raise ApiError(
                 403,
                 "This server answers to localhost and to its address only, not to another name.",
@@ -109,6 +109,6 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
-def _name(host: str) -> str:
+def name_in(host: str) -> str:
     """Return the name in a Host header, without the port."""
     return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]

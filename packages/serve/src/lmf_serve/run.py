@@ -41,6 +41,7 @@ def run(model: str, serving: Serving, opening: Opening, plugins: Plugins, listen
         lifespan="off",
         timeout_graceful_shutdown=int(GRACE + CLOSING),
     )
+    listening.listen()  # whoever reads the address may connect
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"{server.name} answers at http://{host}:{port}/v1; Ctrl-C ends it", flush=True)

@@ -43,17 +43,27 @@ class Serving:
         Raises:
             ConfigError: It is too short, or there is none where one is needed.
         """
-        key = self.api_key if self.api_key is not None else os.environ.get(KEY_VARIABLE)
-        if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):
-            raise ConfigError(
-                f"The API key must have at least {SHORTEST_KEY} characters, of those that ASCII can print, no spaces."
-            )
+        key = key_of(self.api_key)
         if key is None and not self.local and not self.allow_anyone:
             raise ConfigError(
                 f"--host {self.host} lets others than this machine in. Give --api-key or {KEY_VARIABLE}, or "
                 "--allow-anyone if everybody may use the model."
             )
         return key
+
+
+def key_of(given: str | None) -> str | None:
+    """Return the key that was given as a flag or else in the environment; None if there is none.
+
+    Raises:
+        ConfigError: It is too short, or has what a header cannot.
+    """
+    key = given if given is not None else os.environ.get(KEY_VARIABLE)
+    if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):
+        raise ConfigError(
+            f"The API key must have at least {SHORTEST_KEY} characters, of those that ASCII can print, no spaces."
+        )
+    return key
 
 
 def is_local(host: str) -> bool:

@@ -53,9 +53,9 @@ def merge(base: str, adapter: str, out: str, options: Merging) -> None:
     beside = load_adapter(model, folder, config).to("cuda" if gpu else "cpu")
     whole, effect, apart = _merged(beside, len(tokenizer))
     print(f"the adapter changes logits by up to {effect:.3g}")
-    print(f"merged and beside its base, they differ by up to {apart:.3g}")
     if effect == 0:
         raise LmfError(f"{folder} changes nothing: the logits with it are those of {base}. Was it trained?")
+    print(f"merging changes them by up to {apart:.3g}, which is {apart / effect:.1e} of that")
     if apart > LARGEST * effect:
         raise LmfError(
             f"In {next(whole.parameters()).dtype}, merging loses too much of what was learned. Use --dtype float32."

@@ -1,0 +1,74 @@
+"""The page from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from lmf import Plugins
+
+from . import evaluate, export, train
+from .chat import Talking
+from .fence import Fence
+from .jobs import Jobs
+
+TITLE = "lmf"
+USER = "lmf"  # who logs in with the key
+
+
+def page(plugins: Plugins, jobs: Jobs) -> gr.Blocks:
+    """Return the page."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        with gr.Tab("Chat") as place:
+            Talking(place, plugins, jobs)
+        tabs = []
+        for name, each in (("Train", train), ("Evaluate", evaluate), ("Export", export)):
+            with gr.Tab(name) as place:
+                tabs.append(each.tab(place, plugins, jobs))
+        for tab in tabs:  # what runs already, when the page is loaded again
+            for function, inputs, outputs in tab.first:
+                blocks.load(function, inputs, outputs, api_visibility="private", show_progress="hidden")
+    return blocks.queue(default_concurrency_limit=8)
+
+
+def run(plugins: Plugins, key: str | None, local: bool, listening: socket.socket) -> None:
+    """Show the page until a signal comes.
+
+    Args:
+        plugins: What is installed.
+        key: What users log in with; None for no login.
+        local: Whether only this machine can reach the page.
+        listening: Where requests come in.
+    """
+    jobs = Jobs()
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page(plugins, jobs),
+        path="",
+        auth=(USER, key) if key else None,
+        auth_message=f"The user is {USER}, the password the key that the page was started with.",
+        footer_links=[],
+        css=".log textarea { font-family: var(--font-mono) }",
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        max_file_size="1kb",  # nothing is uploaded
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+    listening.listen()  # whoever reads the address may connect
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"the page is at http://{host}:{port}; Ctrl-C ends it, and all that it has started", flush=True)
+    config = uvicorn.Config(
+        Fence(app, local=local), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        jobs.close()
