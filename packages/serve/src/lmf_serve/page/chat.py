@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from lmf import LmfError, Plugins
 
 from .jobs import Jobs
@@ -51,7 +52,7 @@ class Talking:
         system = gr.Textbox(label="system message", lines=1, elem_id="chat-system")
         with gr.Accordion("How replies are drawn", open=False, elem_id="chat-drawing"):
             with gr.Row():
-                drawing: dict[str, gr.components.Component] = {
+                drawing: dict[str, Component] = {
                     "temperature": gr.Slider(0, 2, 0.7, step=0.05, label="temperature", elem_id="chat-temperature"),
                     "max_tokens": gr.Slider(1, MOST, 512, step=1, label="most tokens", elem_id="chat-tokens"),
                     "top_p": gr.Slider(0.01, 1, 1, step=0.01, label="top p"),
@@ -68,7 +69,7 @@ class Talking:
         private: Any = {"api_visibility": "private"}
         load.click(self._load, names, [status, talks[1]], **private)
         unload.click(self._unload, None, status, **private)
-        begun = [
+        begun: list[Any] = [
             trigger(self._answer, inputs, [said, *talks], show_progress="hidden", **private)
             for trigger in (send.click, said.submit)
         ]
@@ -121,7 +122,7 @@ class Talking:
         }
         async for at, told in _together(running):
             if isinstance(told, LmfError):  # the other one may go on
-                gr.Warning(f"{self.served[at] and self.served[at].name}: {told}", duration=None)
+                gr.Warning(str(told), duration=None)
                 talks[at], replies[at] = before[at], ""
             else:
                 replies[at] = told

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from lmf import ConfigError, Plugins, Sampling
 
 from .forms import rows
@@ -34,7 +35,7 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
         flags = [part for box, value in zip(found, values, strict=True) for part in box.flags(value)]
         return ["generate", name, "--in", asked, "--out", file.strip(), *flags]
 
-    def draw() -> list[gr.components.Component]:
+    def draw() -> list[Component]:
         headers = ["record", "reply"]
         return [gr.Dataframe(headers=headers, label="replies", wrap=True, interactive=False, elem_id="evaluate-table")]
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import gradio as gr
+from gradio.components import Component
 from lmf.config import flag
 
 WIDE = 3  # boxes beside each other
@@ -29,7 +30,7 @@ class Box:
     name: str
     kind: Any
     default: Any
-    shown: gr.components.Component
+    shown: Component
 
     def flags(self, value: Any) -> list[str]:
         """Return what to write for a value; nothing for the default."""

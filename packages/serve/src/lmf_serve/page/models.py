@@ -73,14 +73,14 @@ class Served:
                 client.stream("POST", f"{self._address}/chat/completions", json=body, headers=headers) as answer,
             ):
                 if answer.status_code != 200:
-                    raise LmfError(json.loads(await answer.aread())["error"]["message"])
+                    raise LmfError(f"{self.name}: {json.loads(await answer.aread())['error']['message']}")
                 async for line in answer.aiter_lines():
                     event = line.removeprefix("data: ")
                     if not event or event == "[DONE]":
                         continue
                     told = json.loads(event)
                     if "error" in told:
-                        raise LmfError(told["error"]["message"])
+                        raise LmfError(f"{self.name}: {told['error']['message']}")
                     if new := told["choices"][0]["delta"].get("content"):
                         text += new
                         yield text

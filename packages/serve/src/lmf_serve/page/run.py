@@ -10,6 +10,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.themes import Default
 from lmf import Plugins
 
 from . import evaluate, export, train
@@ -54,7 +55,7 @@ def run(plugins: Plugins, key: str | None, local: bool, listening: socket.socket
         auth_message=f"The user is {USER}, the password the key that the page was started with.",
         footer_links=[],
         css=".log textarea { font-family: var(--font-mono) }",
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         max_file_size="1kb",  # nothing is uploaded
         ssr_mode=False,
         pwa=False,

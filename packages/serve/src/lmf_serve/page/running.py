@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from gradio.components import Component
 from lmf import LmfError
 
 from .jobs import Job, Jobs, command_of
@@ -31,8 +32,8 @@ class Running:
         jobs: Jobs,
         name: str,
         compose: Compose,
-        inputs: Sequence[gr.components.Component],
-        draw: Callable[[], Sequence[gr.components.Component]] = tuple,
+        inputs: Sequence[Component],
+        draw: Callable[[], Sequence[Component]] = tuple,
         follow: Callable[[Job], Sequence[Any]] = lambda job: (),
     ):
         self.jobs, self.compose = jobs, compose
@@ -51,7 +52,7 @@ class Running:
         outputs = [self.status, self.log, *more]
         self._count = len(outputs)
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
-        changes = [box.change for box in inputs]
+        changes = [cast(Any, box).change for box in inputs]
         gr.on(changes, self._command, inputs, self.command, trigger_mode="always_last", **private)
         start.click(self._start, inputs, outputs, **private)
         stop.click(self._stop, None, self.status, **private)

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.components import Component
 from lmf import ConfigError, LmfError, Plugins, RunSettings
 from lmf.runs import LOG_FILE, read_log
 from lmf.settings import OUT
@@ -75,7 +76,7 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
                 raise ConfigError(f"choose what to give to {name}")
         return [goal, way, *flags]
 
-    def draw() -> list[gr.components.Component]:
+    def draw() -> list[Component]:
         words = {"color_title": " ", "y_title": "nats per token", "height": 260, "elem_id": "train-plot"}
         return [gr.LinePlot(x="step", y="loss", color="of", **words)]  # type: ignore[arg-type]
 
