@@ -150,7 +150,7 @@ def test_the_examples_of_the_hooks_do_what_the_page_says(environment):
 
 
 def test_the_command_on_the_page_runs(environment):
-    assert run(environment, "-m", "lmf_cli", "greet", "--name", "Acme") == "Hello, Acme.\n"
+    assert run(environment, "-m", "lmf_cli", "greet", "Acme", "--times", "2") == "Hello, Acme. Hello, Acme.\n"
 
 
 def test_a_plugin_that_serves_two_versions_is_written_as_the_page_shows(tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lmf.generate.opening import open_model
 from lmf.testing import tiny_tokenizer
 from lmf_export import architectures, llama_cpp, vocabulary
 from lmf_export.command import Packing
+from lmf_export.findings import jinja_of
 from lmf_export.ggufs import parts
 from lmf_export.packing import write_file
 from terminal import lmf, lmf_without_torch, tree
@@ -230,6 +232,7 @@ def test_without_llama_cpp(tiny, tmp_path, monkeypatch):
 WRONG = {
     "rows of queries in another order": (architectures, "_neighbours", lambda tensor, heads: tensor),
     "another base of the rotation": (GGUFWriter, "add_rope_freq_base", lambda writer, base: None),
+    "no chat template": (GGUFWriter, "add_chat_template", lambda writer, text: None),
     "few merges": (vocabulary, "_merges", lambda model: [list(pair) for pair in model["merges"][:3]]),
 }
 
@@ -244,6 +247,26 @@ def test_what_is_wrong_is_not_written(what, tmp_path, monkeypatch):
     with pytest.raises(LmfError, match="The file would not be right, and was not written"):
         write_file(str(folder), tmp_path / "a.gguf", PLUGINS, Packing(template="chatml"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tensor_of_zeros_is_no_small_type(tmp_path, monkeypatch):
+    folder = random_model(tmp_path / "model", "llama")
+    monkeypatch.setattr(llama_cpp, "quantizes", lambda: True)
+    monkeypatch.setattr(llama_cpp, "installed", lambda: False)
+    monkeypatch.setattr(llama_cpp, "quantize", lambda whole, file, kind: shutil.copy(whole, file))
+    monkeypatch.setattr(architectures, "_neighbours", lambda tensor, heads: torch.zeros_like(tensor))
+    with pytest.raises(LmfError, match=r"but for 100.00% of the norm \(blk.0.attn_[qk].weight\)"):
+        write_file(str(folder), tmp_path / "a.gguf", PLUGINS, Packing(type="q2_k"))
+
+
+def test_what_a_run_was_told_of_thoughts_is_in_the_template():
+    template = replace(PLUGINS.templates["qwen3"], variables={"enable_thinking": False})
+    alone = replace(template, text=jinja_of(template), variables={})
+    told, other = (
+        "".join(piece.text for piece in each.render([Message("user", "Hi")], reply=True)) for each in (alone, template)
+    )
+    assert told == other
+    assert "</think>" in told
 
 
 def test_values_that_are_too_large(tmp_path):

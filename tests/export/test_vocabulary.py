@@ -18,7 +18,7 @@ from tinyrun import PLUGINS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-pytestmark = pytest.mark.skipif(not llama_cpp.installed(), reason="the package cyllama is not installed")
+needs_llama_cpp = pytest.mark.skipif(not llama_cpp.installed(), reason="the package cyllama is not installed")
 ROOT = Path(__file__).parents[2]
 CORPUS = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))]
 CORPUS += [(ROOT / "tests/core/test_encode.py").read_text(encoding="utf-8"), "naïve Straße 你好，世界 😀 мир ①Ⅷ½ " * 20]
@@ -92,6 +92,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, texts: list[str] = TEXTS) -> list
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize("name", SPLITS)
 def test_byte_level(name, tmp_path):
     made = byte_level(name)
@@ -103,6 +104,7 @@ def test_byte_level(name, tmp_path):
     assert theirs(again, plain) == theirs(tokenizer, plain)
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize("before", ["always", "never"])
 def test_of_characters(before, tmp_path):
     made = of_characters(before)
@@ -111,6 +113,7 @@ def test_of_characters(before, tmp_path):
     assert in_llama_cpp(tokenizer, tmp_path) == theirs(tokenizer)
 
 
+@needs_llama_cpp
 def test_a_space_before_the_first_text_only(tmp_path):
     """Chats begin with a special token, so there is none; llama.cpp cannot tell the two apart."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_characters("first"), bos_token="<s>", eos_token="</s>")
@@ -131,6 +134,10 @@ def test_what_llama_cpp_cannot_be_told():
     )
     with pytest.raises(LmfError, match=r"no name in llama.cpp for how this tokenizer splits text \(Punctuation, Byte"):
         write(PreTrainedTokenizerFast(tokenizer_object=made))
+    lower = byte_level("gpt-2")
+    lower.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # type: ignore[assignment]
+    with pytest.raises(LmfError, match=r"changes texts before it splits them, and llama\.cpp does not: Lowercase"):
+        write(PreTrainedTokenizerFast(tokenizer_object=lower))
     words = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     with pytest.raises(LmfError, match="with BPE tokenizers, and this one is WordLevel"):
         write(PreTrainedTokenizerFast(tokenizer_object=words))

@@ -118,6 +118,7 @@ def write(page: WebDriver, name: str, text: str) -> None:
 
 def click(page: WebDriver, name: str) -> None:
     button = page.find_element(By.ID, name)
+    until(button.is_displayed)
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     button.click()
 
@@ -183,6 +184,37 @@ def test_a_run_from_the_page(page, folder):
     assert page.find_elements(By.CSS_SELECTOR, "#train-plot canvas, #train-plot svg")
 
 
+def test_the_records_as_the_model_reads_them(page):
+    tab(page, "Train")
+    choose(page, "train-model", "tiny")
+    choose(page, "train-data", "talks.jsonl")
+    choose(page, "train-template", "chatml")
+    heading = page.find_element(By.XPATH, "//button[contains(., 'What the model reads of the data')]")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", heading)
+    click(page, "train-preview")
+    until(lambda: "<|im_start|>" in value(page, "train-shown"))
+
+
+def test_a_data_set_is_answered(page, folder):
+    tab(page, "Evaluate")
+    choose(page, "evaluate-model", "tiny")
+    choose(page, "evaluate-data", "talks.jsonl")
+    click(page, "evaluate-start")
+    shows(page, "evaluate-status", "Done.")
+    assert "lmf generate --in talks.jsonl --out replies.jsonl tiny" in text(page, "evaluate-command")
+    assert len((folder / "replies.jsonl").read_text().splitlines()) == 12
+    until(lambda: "one hello" in text(page, "evaluate-table") or "messages" in text(page, "evaluate-table"))
+
+
+def test_a_model_is_exported(page, folder):
+    tab(page, "Export")
+    choose(page, "export-model", "tiny")
+    write(page, "export-out", "whole")
+    click(page, "export-start")
+    shows(page, "export-status", "Done.")
+    assert (folder / "whole/model.safetensors").exists()
+
+
 def test_a_command_that_fails_says_why(page):
     tab(page, "Train")
     choose(page, "train-model", "nothing-there")
@@ -208,6 +240,8 @@ def test_pages_of_other_sites_are_refused(address):
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
         assert client.get("/", headers={"Origin": "http://evil.example"}).status_code == 403
         assert client.get("/", headers={"Origin": address}).status_code == 200
+        for path in ("/gradio_api/file=https://evil.example/?q=secret", "/gradio_api/file=/etc/hostname"):
+            assert client.get(path).text == "This page gives out no files."
         picture = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
         assert client.get("/config", headers=picture).status_code == 403
         link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}

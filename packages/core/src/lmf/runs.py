@@ -95,10 +95,16 @@ def resume_command(objective: str, folder: Path) -> str:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the folders of the runs in and under a folder, not looking inside a run or through a link."""
-    if (folder / RUN_FILE).exists():
-        return [folder]
-    if not folder.is_dir():
+    """Return the folders of the runs in and under a folder, not looking inside a run or through a link.
+
+    What may not be read is passed over.
+    """
+    try:
+        if (folder / RUN_FILE).exists():
+            return [folder]
+        if not folder.is_dir():
+            return []
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
+    except PermissionError:
         return []
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
     return [run for child in inner for run in find_runs(child)]

@@ -1,7 +1,7 @@
 """How byte-level tokenizers split text before they merge, by the names that llama.cpp has for it.
 
-A GGUF file holds such a name alone, and transformers does not read it. Sources: ``src/llama-vocab.cpp`` of llama.cpp,
-``tokenizer.json`` of the models.
+A GGUF file holds such a name alone; transformers 5.23 reads some of them, but not that of SmolLM 2, which splits
+digits. Sources: ``src/llama-vocab.cpp`` of llama.cpp, ``tokenizer.json`` of the models.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ SPLITS: Mapping[str, Split] = {
 """By the names of llama.cpp."""
 
 
+ALIASES = {
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral"), "llama-bpe"),
+    **{"deepseek-r1-qwen": "qwen2", "smaug-bpe": "dbrx", "llama4": "gpt-4o"},
+}
+"""Other names of the same."""
+
+
 def split_of(steps: list[Any], whole: bool) -> str | None:
     """Return the name of how text is split; None if it is none of those known here.
 
@@ -79,7 +86,7 @@ def split_of(steps: list[Any], whole: bool) -> str | None:
 
 
 def restore_split(tokenizer: Any, file: Path) -> None:
-    """Have the tokenizer of a GGUF file split text as the file says; transformers splits it all as GPT-2 does.
+    """Have the tokenizer of a GGUF file split text as the file says, where its name for that is known here.
 
     Args:
         tokenizer: The tokenizer that transformers made of the file; it is changed.
@@ -89,7 +96,8 @@ def restore_split(tokenizer: Any, file: Path) -> None:
     from tokenizers import Tokenizer
 
     field = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    split = SPLITS.get(field.contents()) if field else None
+    name = field.contents() if field else ""
+    split = SPLITS.get(ALIASES.get(name, name))
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     if split is None or whole["model"]["type"] != "BPE" or whole["model"].get("byte_fallback"):
         return

@@ -116,10 +116,10 @@ def architecture_of(config: Any) -> Architecture:
                 f"llama.cpp has {found.name} with the layers {', '.join(found.layers)}, repeated; this differs."
             )
     scaled = getattr(config, "query_pre_attn_scalar", None)
-    if scaled is not None and scaled != head_size(config):
-        raise LmfError(
-            f"llama.cpp divides attention by the root of {head_size(config)}, and this model by that of {scaled}."
-        )
+    large = config.num_hidden_layers in (46, 62)  # by that llama.cpp knows the models of 27B
+    usual = config.hidden_size // config.num_attention_heads if large else head_size(config)
+    if scaled is not None and scaled != usual:
+        raise LmfError(f"llama.cpp divides attention by the root of {usual}, and this model by that of {scaled}.")
     return found
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from lmf import Conversation, LmfError
+from lmf.errors import DataError
+from lmf.formats import messages as notation
+from lmf.formats.dialogue import Turn
+from lmf.generate.opening import Chatter
+from lmf.templates.jinja import AnyTemplate, JinjaTemplate
 from lmf.templates.traits import SAMPLES
 
 PROBE = "The quick brown fox jumps over the lazy dog. 12345"
@@ -41,3 +48,42 @@ def asked() -> Iterator[tuple[str, Conversation]]:
                     for each in talk.messages[:end]
                 )
                 yield name, Conversation(tuple(said), talk.tools)
+
+
+def jinja_of(template: AnyTemplate) -> str:
+    """Return a template for other programs, which know nothing of what it was told about thoughts."""
+    told = template.variables if isinstance(template, JinjaTemplate) else {}
+    return "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in told.items()) + template.jinja()
+
+
+def compared(tokenizer: Any, ours: Chatter) -> list[Finding]:
+    """Compare the ids of prompts by transformers' chat template with those by lmf."""
+    if ours.template is None or not tokenizer.chat_template:
+        both = ours.template is None and not tokenizer.chat_template
+        return [(both, "it is a model of texts, without a template" if both else "only one side has a chat template")]
+    results: dict[str, list[bool]] = {}
+    for name, talk in asked():
+        try:
+            expected = ours.ids(talk.messages, tools=talk.tools)
+        except DataError:
+            continue  # it has no place for such a conversation
+        results.setdefault(name, []).append(_prompt(tokenizer, talk) == expected)
+    different = [name for name, same in results.items() if not all(same)]
+    if different:
+        return [(False, f"its chat template writes another prompt for {', '.join(different)}")]
+    same = sum(map(len, results.values()))
+    return [(same > 0, f"its chat template gives the ids of lmf for {same} of {same} prompts")]
+
+
+def _prompt(tokenizer: Any, talk: Conversation) -> Any:
+    """Return the ids that transformers makes of a prompt; None if the template refuses it."""
+    from jinja2 import TemplateError
+
+    turns = [Turn(f"messages[{number}]", message, False) for number, message in enumerate(talk.messages)]
+    said = notation.write(turns, notation.OPENAI)
+    try:
+        return tokenizer.apply_chat_template(
+            said, tools=list(talk.tools) or None, add_generation_prompt=True, return_dict=False
+        )
+    except (TemplateError, ValueError, TypeError):
+        return None

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lmf import Conversation, LmfError, Plugins
-from lmf.errors import DataError
-from lmf.formats import messages as notation
-from lmf.formats.dialogue import Turn
+from lmf import LmfError, Plugins
 from lmf.generate.opening import Chatter, open_model
 from lmf.models import quiet
 from lmf.saving import save_folder, write_new
-from lmf.templates.jinja import AUTO
 
-from .findings import PROBE, Finding, asked
+from .findings import PROBE, Finding, compared, jinja_of
 
 if TYPE_CHECKING:
     from .command import Weights
@@ -40,8 +36,8 @@ def write(model: str, out: Path, plugins: Plugins, weights: Weights) -> Findings
     whole: Any = chatter.model
     if weights.dtype != "auto":
         whole.to(getattr(torch, weights.dtype))
-    if chatter.template and chatter.template.name != AUTO:
-        chatter.tokenizer.chat_template = chatter.template.jinja()
+    if chatter.template:
+        chatter.tokenizer.chat_template = jinja_of(chatter.template)
     ids, _ = chatter.stops()
     whole.generation_config.eos_token_id = sorted(ids) or None
     found: Findings = []
@@ -82,7 +78,7 @@ def examine(folder: Path, ours: Chatter | None, plugins: Plugins) -> Findings:
         apart = float((ours.model(ids.to(next(ours.model.parameters()).device)).logits - theirs).abs().max())
     close = apart <= (1e-3 if theirs.dtype == torch.float32 else 2e-2) * float(theirs.abs().max())
     found.append((close, f"its logits are those in lmf, but for {apart:.2g}"))
-    found += _compared(tokenizer, ours)
+    found += compared(tokenizer, ours)
     stops = model.generation_config.eos_token_id
     known = {stops} if isinstance(stops, int) else set(stops or ())
     missing = tokenizer.convert_ids_to_tokens(sorted(ours.encoder.end_ids - known))
@@ -104,36 +100,3 @@ def _loaded(folder: Path) -> tuple[Any, str]:
     model, info = loaded
     wrong = [f"{kind.replace('_', ' ')}: {sorted(map(str, names))[:3]}" for kind, names in info.items() if names]
     return model.eval(), "; ".join(wrong)
-
-
-def _compared(tokenizer: Any, ours: Chatter) -> Findings:
-    """Compare the ids of prompts by transformers' chat template with those by lmf."""
-    if ours.template is None or not tokenizer.chat_template:
-        both = ours.template is None and not tokenizer.chat_template
-        return [(both, "it is a model of texts, without a template" if both else "only one side has a chat template")]
-    results: dict[str, list[bool]] = {}
-    for name, talk in asked():
-        try:
-            expected = ours.ids(talk.messages, tools=talk.tools)
-        except DataError:
-            continue  # it has no place for such a conversation
-        results.setdefault(name, []).append(_prompt(tokenizer, talk) == expected)
-    different = [name for name, same in results.items() if not all(same)]
-    if different:
-        return [(False, f"its chat template writes another prompt for {', '.join(different)}")]
-    same = sum(map(len, results.values()))
-    return [(same > 0, f"its chat template gives the ids of lmf for {same} of {same} prompts")]
-
-
-def _prompt(tokenizer: Any, talk: Conversation) -> Any:
-    """Return the ids that transformers makes of a prompt; None if the template refuses it."""
-    from jinja2 import TemplateError
-
-    turns = [Turn(f"messages[{number}]", message, False) for number, message in enumerate(talk.messages)]
-    said = notation.write(turns, notation.OPENAI)
-    try:
-        return tokenizer.apply_chat_template(
-            said, tools=list(talk.tools) or None, add_generation_prompt=True, return_dict=False
-        )
-    except (TemplateError, ValueError, TypeError):
-        return None

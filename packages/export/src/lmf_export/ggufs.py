@@ -16,6 +16,7 @@ from lmf import LmfError
 from lmf.generate.opening import Chatter
 
 from .architectures import Change, architecture_of, describe, rotations
+from .findings import jinja_of
 from .vocabulary import write_vocabulary
 
 TYPES = {
@@ -142,7 +143,7 @@ def chat_template(chatter: Chatter) -> str | None:
     """Return the chat template in Jinja, without the marks of replies, which are for training alone."""
     if chatter.template is None:
         return None
-    text = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", chatter.template.jinja())
+    text = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", jinja_of(chatter.template))
     return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", text)
 
 

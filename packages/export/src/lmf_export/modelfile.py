@@ -32,8 +32,8 @@ def modelfile(chatter: Chatter) -> str:
         text = go_template(fields_of(chatter.template, bos, eos), bos, eos)
         lines += [f'TEMPLATE """{text}"""', ""]
     ids, texts = chatter.stops()
-    stops = [*chatter.tokenizer.convert_ids_to_tokens(sorted(ids)), *texts]
-    lines += [f"PARAMETER stop {_quote(stop)}" for stop in stops]
+    stops = [*(chatter.tokenizer.decode([token]) for token in sorted(ids)), *texts]
+    lines += [f'PARAMETER stop """{stop}"""' for stop in stops]  # Ollama reads no escapes
     settings: Any = chatter.model.generation_config
     if settings.do_sample:
         found = {name: getattr(settings, name, None) for name in KNOWN}

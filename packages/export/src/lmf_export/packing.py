@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gguf import GGUFReader
 from lmf import Conversation, LmfError, Message, Plugins
 from lmf.errors import DataError
 from lmf.generate.opening import Chatter, open_model
@@ -16,17 +18,18 @@ from lmf.saving import write_new
 
 from . import llama_cpp
 from .architectures import architecture_of, notes
-from .findings import PROBE, Finding, asked
+from .findings import PROBE, Finding, asked, compared
 from .ggufs import OWN, TYPES, take_back, write_gguf
 from .modelfile import modelfile
+from .vocabulary import vocabulary_notes
 
 if TYPE_CHECKING:
     from .command import Packing
 
 HARD = "It's 12345 WE'LL x2y  two\tspaces \n\n\n naïve Straße 你好，世界 мир 😀 f(x)=x**2 //// HTTPServer_v10"
 """What tokenizers differ in."""
-WORST = {"f32": 1e-6, "f16": 2e-3, "bf16": 4e-3, "q8_0": 2e-2}
-"""How far a tensor may be from what it was: the norm of the difference by the norm."""
+WORST = {"f32": 1e-5, "f16": 2e-3, "bf16": 4e-3, "q8": 2e-2, "q6": 4e-2, "q5": 8e-2, "q4": 0.15, "q3": 0.25, "q2": 0.4}
+"""How far a tensor may be from what it was, by the type: the norm of the difference by the norm."""
 SAME = {"f32": 1e-3, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.15}
 """How far llama.cpp may be from transformers with the same weights: it rounds what it multiplies with them, too."""
 
@@ -110,16 +113,17 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         apart = take_back(file, model)
     worst = max(apart, key=lambda name: apart[name])
     yield (
-        apart[worst] <= WORST.get(kind, 1.0),
+        apart[worst] <= WORST[kind.partition("_")[0]],
         f"its {len(apart)} tensors are those of the model, but for {apart[worst]:.2%} of the norm ({worst})",
     )
     after = _logits(model, ids)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     yield (
-        bool(after.isfinite().all()),
+        None if after.isfinite().all() else False,
         f"with them the logits are the same, but for {_most(after, before)}; "
         f"the likeliest token is, {same} times of {len(ids)}",
     )
+    yield from _template(chatter, file)
     if llama_cpp.installed():
         bound = max(SAME.get(kind, 0.5), SAME[OWN.get(model.dtype, "f32")])  # transformers rounds, too
         yield from _in_llama_cpp(chatter, file, first, ids, after, bound)
@@ -127,8 +131,19 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         yield None, f"not tried in llama.cpp; to have it tried: {llama_cpp.INSTALL}"
     for text in chatter.stops()[1]:
         yield None, f"replies also end before {text!r}, which a GGUF file cannot tell: name it to llama.cpp as a stop"
-    for text in notes(architecture_of(model.config), model.config):
+    for text in (
+        *vocabulary_notes(chatter.tokenizer, chatter.stops()[0]),
+        *notes(architecture_of(model.config), model.config),
+    ):
         yield None, text
+
+
+def _template(chatter: Chatter, file: Path) -> Iterator[Finding]:
+    """Yield whether the chat template in a file writes the prompts of lmf, rendered by transformers."""
+    field = GGUFReader(file).get_field("tokenizer.chat_template")
+    tokenizer: Any = copy.deepcopy(chatter.tokenizer)
+    tokenizer.chat_template = field.contents() if field else None
+    yield from compared(tokenizer, chatter)
 
 
 def _in_llama_cpp(

@@ -14,6 +14,13 @@ from gguf import GGUFWriter, TokenType
 from lmf import LmfError
 from lmf.splits import SPLITS, split_of
 
+USUAL = (
+    {"type": "NFC"},
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+)
+"""Changes of texts before they are split: that llama.cpp makes, too, or that hardly any text needs."""
+
 
 def write_vocabulary(
     writer: GGUFWriter, tokenizer: Any, *, rows: int, ends: Collection[int], first: bool, chats: bool
@@ -36,6 +43,10 @@ def write_vocabulary(
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     model = whole["model"]
     steps = _steps(whole.get("pre_tokenizer"))
+    changes = _steps(whole.get("normalizer"))
+    odd = [step["type"] for step in changes if step not in USUAL]
+    if odd:
+        raise LmfError(f"This tokenizer changes texts before it splits them, and llama.cpp does not: {', '.join(odd)}.")
     if model["type"] == "BPE" and any(step["type"] == "ByteLevel" for step in steps):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_split(steps, bool(model.get("ignore_merges"))))
@@ -44,7 +55,7 @@ def write_vocabulary(
     elif model["type"] == "BPE" and model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_add_space_prefix(_space_before(_steps(whole.get("normalizer")), steps, chats))
+        writer.add_add_space_prefix(_space_before(changes, steps, chats))
         scores = _scores(model)
     else:
         raise LmfError(f"lmf writes GGUF with BPE tokenizers, and this one is {model['type']}.")
@@ -56,6 +67,19 @@ def write_vocabulary(
     _write_special(writer, tokenizer, ends)
     writer.add_add_bos_token(first)
     writer.add_add_eos_token(False)
+
+
+def vocabulary_notes(tokenizer: Any, ends: Collection[int]) -> list[str]:
+    """Return what llama.cpp does not know of a tokenizer."""
+    found = []
+    if not ends and tokenizer.eos_token_id is None:
+        found.append("this model has no token that ends a text, and llama.cpp takes one all the same")
+    if len(ends) > 3:
+        found.append("this model ends replies with more than three tokens, and a GGUF file names three")
+    changes = _steps(json.loads(tokenizer.backend_tokenizer.to_str()).get("normalizer"))
+    if any(step["type"] == "NFC" for step in changes):
+        found.append("llama.cpp reads letters as they are written, and this tokenizer composes accents first (NFC)")
+    return found
 
 
 def _write_special(writer: GGUFWriter, tokenizer: Any, ends: Collection[int]) -> None:

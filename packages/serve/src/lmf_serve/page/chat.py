@@ -65,6 +65,7 @@ class Talking:
                     "seed": gr.Textbox(label="seed", info="another each time, if empty", elem_id="chat-seed"),
                 }
         self.drawing = tuple(drawing)
+        self.first = ((self.loaded, None, [status, talks[1]]),)
         inputs = [said, system, *talks, *drawing.values()]
         private: Any = {"api_visibility": "private"}
         load.click(self._load, names, [status, talks[1]], **private)
@@ -87,9 +88,13 @@ class Talking:
                     each.wait()
             except LmfError as error:
                 self._unload()
-                raise gr.Error(f"{each and each.name}: {error}", duration=None) from None
+                return f"**{each and each.name}: {error}**", gr.update(visible=False)
+        return self.loaded()
+
+    def loaded(self) -> Any:
+        """Return what there is to show of the models."""
         ready = " and ".join(f"`{each.name}`" for each in self.served if each)
-        return f"Ready: {ready}.", gr.update(visible=self.served[1] is not None)
+        return f"Ready: {ready}." if ready else "No model is loaded.", gr.update(visible=self.served[1] is not None)
 
     def _unload(self) -> str:
         for each in self.served:
@@ -106,12 +111,12 @@ class Talking:
         drawing = {name: value for name, value in zip(self.drawing, values, strict=True) if value not in (None, "")}
         if "seed" in drawing:
             drawing["seed"] = _number(drawing["seed"])
-        before, asked = (one, two), {"role": "user", "content": said}
+        before, asked = (one, two), _message("user", said)
         talks = [[*talk, asked] if each else talk for each, talk in zip(self.served, before, strict=True)]
-        replies = ["", ""]
+        replies: list[str | None] = [None, None]
 
         def shown() -> tuple[Any, ...]:
-            written = [[{"role": "assistant", "content": reply}] * bool(reply) for reply in replies]
+            written = [[_message("assistant", reply)] if reply is not None else [] for reply in replies]
             return "", *(talk + more for talk, more in zip(talks, written, strict=True))
 
         yield shown()
@@ -123,7 +128,7 @@ class Talking:
         async for at, told in _together(running):
             if isinstance(told, LmfError):  # the other one may go on
                 gr.Warning(str(told), duration=None)
-                talks[at], replies[at] = before[at], ""
+                talks[at], replies[at] = before[at], None
             else:
                 replies[at] = told
             yield shown()
@@ -133,6 +138,11 @@ def _number(seed: str) -> int:
     if not seed.strip().isdecimal():
         raise gr.Error(f"The seed is {seed!r}; it must be a whole number, or nothing.")
     return int(seed)
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    """Return a message for the page: as a part, whose white space it does not touch."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def _messages(system: str, talk: Talk) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from lmf import ConfigError, Plugins, Sampling
 from .forms import rows
 from .jobs import Job, Jobs
 from .running import Running
-from .train import data_box, model_box
+from .train import data_box, model_box, positional
 
 SHOWN = 50  # records
 LONGEST = 400  # characters of each
@@ -33,7 +33,7 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
         if not name or not asked or not file.strip():
             raise ConfigError("choose a model, data and a file for the replies")
         flags = [part for box, value in zip(found, values, strict=True) for part in box.flags(value)]
-        return ["generate", name, "--in", asked, "--out", file.strip(), *flags]
+        return ["generate", "--in", asked, "--out", file.strip(), *flags, *positional(name)]
 
     def draw() -> list[Component]:
         headers = ["record", "reply"]

@@ -9,7 +9,7 @@ from lmf import ConfigError, Plugins
 
 from .jobs import Jobs
 from .running import Running
-from .train import model_box, template_box
+from .train import model_box, positional, template_box
 
 PRECISIONS = {
     "hf": ("--dtype", ("auto", "float32", "bfloat16", "float16")),
@@ -43,8 +43,8 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
         if not name or not place.strip():
             raise ConfigError("choose a model and a place for what is written")
         flags = [PRECISIONS[what][0], numbers] if numbers != "auto" else []
-        flags += ["--template", form] if form != "auto" else []
-        return ["export", what, name, place.strip(), *flags]
+        flags += ["--template", form] if form not in (None, "", "auto") else []
+        return ["export", what, *flags, *positional(name, place.strip())]
 
     kind.change(chosen, kind, precision, api_visibility="private")
     return Running(jobs, "export", compose, [model, kind, precision, template, out])

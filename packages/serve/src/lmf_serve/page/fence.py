@@ -19,6 +19,8 @@ POLICY = (
     "form-action 'self'; object-src 'none'"
 )
 """The browser loads nothing from elsewhere: no fonts, no scripts, no pictures that a model names."""
+FETCHING = ("/gradio_api/file=", "/gradio_api/proxy=", "/file=", "/proxy=")
+"""Paths by which Gradio reads files and addresses that a request names; the page has neither."""
 
 
 class Fence:
@@ -49,7 +51,9 @@ class Fence:
         host, origin = headers.get("host", ""), headers.get("origin")
         link = scope.get("method") == "GET" and headers.get("sec-fetch-mode") == "navigate"  # somebody followed one
         other = headers.get("sec-fetch-site") in ("cross-site", "same-site") and not link
-        if self.local and not is_local(name_in(host)):
+        if scope["path"].startswith(FETCHING):
+            refused = "This page gives out no files."
+        elif self.local and not is_local(name_in(host)):
             refused = "This page answers to localhost and to its address only, not to another name."
         elif other or (origin is not None and urlsplit(origin).netloc != host):
             refused = "This page answers no requests from pages of other sites."

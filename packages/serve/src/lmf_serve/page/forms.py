@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -39,8 +38,8 @@ class Box:
         if typing.get_origin(self.kind) is Literal:
             return [] if value in (None, str(self.default)) else [flag(self.name), value]
         if typing.get_origin(self.kind) is tuple:
-            values = value if isinstance(value, list) else shlex.split(value or "")
-            return [part for each in values for part in (flag(self.name), str(each))]
+            values = value if isinstance(value, list) else (value or "").splitlines()
+            return [part for each in values if each.strip() for part in (flag(self.name), str(each))]
         text = str(value or "").strip()
         return [flag(self.name), text] if text and text != str(self.default) else []
 
@@ -80,7 +79,9 @@ def _box(place: str, f: dataclasses.Field[Any], kind: Any) -> Box:
     if typing.get_origin(kind) is Literal:
         choices = [str(choice) for choice in typing.get_args(kind)]
         return Box(f.name, kind, default, gr.Dropdown(choices, value=str(default), **words))
-    usual = " ".join(default) if isinstance(default, tuple) else str("" if default is None else default)
+    usual = "\n".join(default) if isinstance(default, tuple) else str("" if default is None else default)
+    if typing.get_origin(kind) is tuple:
+        words |= {"info": f"{f.metadata['help']} One a line.", "lines": 2}
     return Box(f.name, kind, default, gr.Textbox("", placeholder=usual, **words))
 
 

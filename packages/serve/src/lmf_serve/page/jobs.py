@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+LMF = (sys.executable, "-P", "-m", "lmf_cli")  # nothing is imported from the current folder
 LINES = 2_000  # that are kept of what a command says
 PATIENCE = 30.0  # seconds that a run may take to save what it has when the page ends
 
@@ -28,10 +29,11 @@ class Job:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})):
         self.arguments = list(arguments)
         self.began = time.time()
-        self._ended: float | None = None
+        self._stopped = False
         self._said: deque[str] = deque(maxlen=LINES)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lmf_cli", *arguments],
+            [*LMF, *arguments],
+            start_new_session=True,  # Ctrl-C in the terminal is for the page, which passes it on once
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -58,22 +60,18 @@ class Job:
         return self._process.poll()
 
     @property
-    def quiet(self) -> float:
-        """Seconds since it ended; 0 while it runs."""
-        return 0.0 if self.running or self._ended is None else time.monotonic() - self._ended
-
-    @property
     def said(self) -> str:
         """What it has said."""
         return "".join(self._said)
 
     def stop(self) -> None:
-        """Interrupt it as Ctrl-C does: a run finishes its step and saves."""
-        if self._process.poll() is None:
+        """Interrupt it as Ctrl-C does, once: a run finishes its step and saves; a second time would end it at once."""
+        if self._process.poll() is None and not self._stopped:
+            self._stopped = True
             self._process.send_signal(signal.SIGINT)
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Interrupt it and wait for its end; after so many seconds it is killed."""
+        """Interrupt it, if that is not done, and wait for its end; after so many seconds it is killed."""
         self.stop()
         try:
             self._process.wait(patience)
@@ -84,10 +82,8 @@ class Job:
 
     def _read(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
-            self._said.append(line)
-        self._process.wait()
-        self._ended = time.monotonic()
+        with self._process.stdout as lines:
+            self._said.extend(lines)
 
 
 class Jobs:
@@ -95,12 +91,14 @@ class Jobs:
 
     def __init__(self) -> None:
         self._all: list[Job] = []
+        self._lock = threading.Lock()
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Job:
         """Start a command."""
-        self._all = [job for job in self._all if job.running]
-        self._all.append(Job(arguments, environment))
-        return self._all[-1]
+        with self._lock:
+            job = Job(arguments, environment)
+            self._all = [*(each for each in self._all if each.running), job]
+            return job
 
     def close(self) -> None:
         """End them all."""

@@ -46,10 +46,12 @@ class Served:
         """
         end = time.monotonic() + LOADING
         while not self._address:
-            if not self._job.running or time.monotonic() > end:
+            if time.monotonic() > end:
                 self.close()
+                raise LmfError(f"it did not answer within {LOADING:g} seconds")
+            if not self._job.running:
                 said = [line for line in self._job.said.splitlines() if line.strip()]
-                raise LmfError("\n".join(said[-3:]).removeprefix("error: ") or "it did not answer in time")
+                raise LmfError("\n".join(said[-3:]).removeprefix("error: "))
             if found := _ADDRESS.search(self._job.said):
                 self._address = found[1]
             time.sleep(0.05)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
@@ -17,6 +19,7 @@ from . import evaluate, export, train
 from .chat import Talking
 from .fence import Fence
 from .jobs import Jobs
+from .running import Running
 
 TITLE = "lmf"
 USER = "lmf"  # who logs in with the key
@@ -26,8 +29,7 @@ def page(plugins: Plugins, jobs: Jobs) -> gr.Blocks:
     """Return the page."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         with gr.Tab("Chat") as place:
-            Talking(place, plugins, jobs)
-        tabs = []
+            tabs: list[Talking | Running] = [Talking(place, plugins, jobs)]
         for name, each in (("Train", train), ("Evaluate", evaluate), ("Export", export)):
             with gr.Tab(name) as place:
                 tabs.append(each.tab(place, plugins, jobs))
@@ -66,6 +68,8 @@ def run(plugins: Plugins, key: str | None, local: bool, listening: socket.socket
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it, and all that it has started", flush=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # uvicorn raises them again at its end, which must not be ours
+        signal.signal(number, lambda given, _: sys.exit(128 + given))
     config = uvicorn.Config(
         Fence(app, local=local), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ class Running:
     ):
         self.jobs, self.compose = jobs, compose
         self.job: Job | None = None
+        self._lock = threading.Lock()
         self._values = follow
         inputs = list(inputs)
         self.command = gr.Code(label="the command", language="shell", interactive=False, elem_id=f"{name}-command")
@@ -56,7 +58,8 @@ class Running:
         gr.on(changes, self._command, inputs, self.command, trigger_mode="always_last", **private)
         start.click(self._start, inputs, outputs, **private)
         stop.click(self._stop, None, self.status, **private)
-        gr.Timer(SECONDS).tick(self._look, None, outputs, **private)
+        seen = gr.State()  # of a browser: the command whose end it shows
+        gr.Timer(SECONDS).tick(self._look, seen, [*outputs, seen], **private)
         self.first = (self._command, inputs, self.command), (self._all, None, outputs)
 
     def _command(self, *values: Any) -> str:
@@ -66,13 +69,14 @@ class Running:
             return f"# {error}"
 
     def _start(self, *values: Any) -> Sequence[Any]:
-        if self.job and self.job.running:
-            raise gr.Error("A command of this tab runs already; stop it first, or wait for its end.")
         try:
             arguments = self.compose(*values)
         except LmfError as error:
             raise gr.Error(str(error)) from None
-        self.job = self.jobs.start(arguments)
+        with self._lock:
+            if self.job and self.job.running:
+                raise gr.Error("A command of this tab runs already; stop it first, or wait for its end.")
+            self.job = self.jobs.start(arguments)
         return self._all()
 
     def _stop(self) -> str:
@@ -81,11 +85,13 @@ class Running:
         self.job.stop()
         return "Stopping: it finishes what it is at."
 
-    def _look(self) -> Sequence[Any]:
-        """Return what there is to show; nothing a while after the end, so that nothing is drawn again."""
-        if self.job is None or self.job.quiet > 3 * SECONDS:
-            return [gr.skip()] * self._count
-        return self._all()
+    def _look(self, seen: float | None) -> Sequence[Any]:
+        """Return what there is to show, and of which command the end is shown; nothing where that is seen."""
+        job = self.job
+        if job is None or seen == job.began:
+            return [gr.skip()] * (self._count + 1)
+        ended = not job.running
+        return [*self._all(), job.began if ended else None]
 
     def _all(self) -> Sequence[Any]:
         if self.job is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from lmf.settings import OUT
 
 from . import models
 from .forms import Box, boxes, rows
-from .jobs import Job, Jobs
+from .jobs import LMF, Job, Jobs
 from .running import Running
 
 USUAL = ("epochs", "learning_rate", "batch_size", "max_tokens", "eval_split", "sample")
@@ -64,17 +63,24 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
         return [gr.update(visible=key in (("objective", goal), ("method", way))) for key in more]
 
     gr.on([objective.change, method.change], visible, [objective, method], groups, api_visibility="private")
-    look.click(_preview, [model, data, template], shown, api_visibility="private")
+    records = [box for box in first if box.name in ("format", "columns")]
+    previewed = [model, data, template, *(box.shown for box in records)]
+
+    def preview(name: str | None, sources: Sequence[str], form: str | None, *values: Any) -> str:
+        flags = [part for box, value in zip(records, values, strict=True) for part in box.flags(value)]
+        return _preview(name, sources, form, flags)
+
+    look.click(preview, previewed, shown, api_visibility="private")
     every = [*((None, box) for box in first), *((key, box) for key, (_, found) in more.items() for box in found)]
 
     def compose(goal: str, way: str, *values: Any) -> list[str]:
         chosen = (None, ("objective", goal), ("method", way))
         given = zip(every, values, strict=True)
-        flags = [part for (key, box), value in given if key in chosen for part in box.flags(value)]
-        for name in ("--model", "--data"):
-            if name not in flags:
-                raise ConfigError(f"choose what to give to {name}")
-        return [goal, way, *flags]
+        found = {box.name: box.flags(value) for (key, box), value in given if key in chosen}
+        for name in ("model", "data"):
+            if not found[name]:
+                raise ConfigError(f"choose what to give to --{name}")
+        return [goal, way, *(part for flags in found.values() for part in flags)]
 
     def draw() -> list[Component]:
         words = {"color_title": " ", "y_title": "nats per token", "height": 260, "elem_id": "train-plot"}
@@ -111,19 +117,24 @@ def template_box(plugins: Plugins, **words: Any) -> gr.Dropdown:
     return gr.Dropdown(choices, value="auto", label="template", info=info, allow_custom_value=True, **words)
 
 
+def positional(*given: str) -> list[str]:
+    """Return what stands behind the flags of a command, so that none of it is taken for a flag."""
+    return ["--", *given] if any(each.startswith("-") for each in given) else [*given]
+
+
 def _options(name: str, kind: type) -> tuple[gr.Group, list[Box]]:
     """Draw the options of an objective or a method, which are seen while it is chosen."""
     with gr.Group(visible=name in ("train", "lora")) as group:
         return group, rows(f"train-{name}", kind)
 
 
-def _preview(model: str | None, data: Sequence[str], template: str) -> str:
+def _preview(model: str | None, data: Sequence[str], template: str | None, flags: Sequence[str]) -> str:
     if not model or not data:
         raise gr.Error("Choose a model and data first.")
-    command = ["data", "preview", *data, "--model", model, "--template", template, "--records", "2"]
+    command = ["data", "preview", "--model", model, "--template", template or "auto", "--records", "2", *flags]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "lmf_cli", *command],
+            [*LMF, *command, "--", *data],
             **{"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": PREVIEW_SECONDS},
         )
     except subprocess.TimeoutExpired:
