@@ -280,18 +280,29 @@ def main() -> None:
                     found[tool] = measure(server, options.streams, options.tokens, DROPS[model], tokenizer)
                 finally:
                     server.kill()
-            lines += ["", f"model: {'a random Llama of 4 layers' if model == 'tiny' else 'SmolLM2-135M-Instruct'}"]
-            for tool, figures in found.items():
-                lines += ["", f"  {tool}", *(f"    {what:52} {value}" for what, value in figures.items())]
+                write(options.results, [*lines, *told(model, found)])
+            lines += told(model, found)
         if options.soak:
             server = Running([str(bin / "lmf"), "serve", str(tiny)], tiny.name, folder)
             try:
                 lines += ["", f"soak, tiny model: {soak(server, options.soak)}"]
             finally:
                 server.kill()
-    text = "\n".join(lines) + "\n"
-    options.results.write_text(text)
-    print(text)
+    write(options.results, lines)
+    print("\n".join(lines))
+
+
+def told(model: str, found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines that tell of a model."""
+    lines = ["", f"model: {'a random Llama of 4 layers' if model == 'tiny' else 'SmolLM2-135M-Instruct'}"]
+    for tool, figures in found.items():
+        lines += ["", f"  {tool}", *(f"    {what:52} {value}" for what, value in figures.items())]
+    return lines
+
+
+def write(file: Path, lines: list[str]) -> None:
+    """Write what there is so far: the next server may take long."""
+    file.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

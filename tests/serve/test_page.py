@@ -110,6 +110,7 @@ def choose(page: WebDriver, name: str, *values: str) -> None:
 
 
 def write(page: WebDriver, name: str, text: str) -> None:
+    until(lambda: page.find_elements(By.CSS_SELECTOR, f"#{name} :is(textarea, input)"))
     box = inside(page, name, ":is(textarea, input)")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", box)
     box.send_keys(Keys.CONTROL, "a")

@@ -54,7 +54,7 @@ def boxes(place: str, kind: type, only: Sequence[str]) -> list[Box]:
     """
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    return [_box(place, fields[name], _bare(hints[name])) for name in only]
+    return [_box(place, fields[name], bare(hints[name])) for name in only]
 
 
 def rows(place: str, kind: type, leave: Collection[str] = ()) -> list[Box]:
@@ -85,7 +85,7 @@ def _box(place: str, f: dataclasses.Field[Any], kind: Any) -> Box:
     return Box(f.name, kind, default, gr.Textbox("", placeholder=usual, **words))
 
 
-def _bare(hint: Any) -> Any:
+def bare(hint: Any) -> Any:
     """Return T of ``T | None``."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
