@@ -128,6 +128,12 @@ def tab(page: WebDriver, name: str) -> None:
     page.find_element(By.XPATH, f"//button[@role='tab' and normalize-space()='{name}']").click()
 
 
+def runs(page: WebDriver, name: str) -> None:
+    """Start the command of a tab, and wait for its end."""
+    click(page, f"{name}-start")
+    shows(page, f"{name}-status", "Done.")
+
+
 def text(page: WebDriver, name: str) -> str:
     return " ".join((page.find_element(By.ID, name).get_property("textContent") or "").split())
 
@@ -177,8 +183,7 @@ def test_a_run_from_the_page(page, folder):
     shows(page, "train-command", "--batch-size 2")
     command = "lmf train lora --model tiny --data talks.jsonl --template chatml --batch-size 2"
     assert command in text(page, "train-command").replace("\n", " ")
-    click(page, "train-start")
-    shows(page, "train-status", "Done.")
+    runs(page, "train")
     assert "saved out after" in value(page, "train-log")
     assert read_run(folder / "out")["status"] == "finished"
     assert len([each for each in read_log(folder / "out") if "loss" in each]) == 6
@@ -200,8 +205,7 @@ def test_a_data_set_is_answered(page, folder):
     tab(page, "Evaluate")
     choose(page, "evaluate-model", "tiny")
     choose(page, "evaluate-data", "talks.jsonl")
-    click(page, "evaluate-start")
-    shows(page, "evaluate-status", "Done.")
+    runs(page, "evaluate")
     assert "lmf generate --in talks.jsonl --out replies.jsonl tiny" in text(page, "evaluate-command")
     assert len((folder / "replies.jsonl").read_text().splitlines()) == 12
     until(lambda: "one hello" in text(page, "evaluate-table") or "messages" in text(page, "evaluate-table"))
@@ -211,8 +215,7 @@ def test_a_model_is_exported(page, folder):
     tab(page, "Export")
     choose(page, "export-model", "tiny")
     write(page, "export-out", "whole")
-    click(page, "export-start")
-    shows(page, "export-status", "Done.")
+    runs(page, "export")
     assert (folder / "whole/model.safetensors").exists()
 
 

@@ -50,6 +50,16 @@ def asked() -> Iterator[tuple[str, Conversation]]:
                 yield name, Conversation(tuple(said), talk.tools)
 
 
+def rendered(template: AnyTemplate, talk: Conversation, bos: str, eos: str) -> str:
+    """Return the text of a prompt.
+
+    Raises:
+        DataError: The template has no place for something in the conversation.
+    """
+    pieces = template.render(talk.messages, tools=talk.tools, reply=True, bos=bos, eos=eos)
+    return "".join(piece.text for piece in pieces)
+
+
 def jinja_of(template: AnyTemplate) -> str:
     """Return a template for other programs, which know nothing of what it was told about thoughts."""
     told = template.variables if isinstance(template, JinjaTemplate) else {}

@@ -26,8 +26,6 @@ TYPES = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 """What lmf writes itself: the type of matrices. All else is f32."""
-OWN = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-"""The type that keeps weights as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,11 @@ class Part:
     tensor: torch.Tensor
     change: Change
     back: Change
+
+
+def own_type(model: Any) -> str:
+    """Return the type that keeps the weights of a model as they are."""
+    return {torch.float16: "f16", torch.bfloat16: "bf16"}.get(model.dtype, "f32")
 
 
 def write_gguf(chatter: Chatter, file: Path, kind: str, name: str, first: bool) -> None:
@@ -113,7 +116,7 @@ def parts(model: Any) -> Iterator[Part]:
         yield Part(name, tensor, lambda same: same, lambda same: same)
 
 
-def take_back(file: Path, model: Any) -> dict[str, float]:
+def take_back(reader: GGUFReader, model: Any) -> dict[str, float]:
     """Put the weights of a file into the model that it was made of.
 
     Returns:
@@ -122,12 +125,12 @@ def take_back(file: Path, model: Any) -> dict[str, float]:
     Raises:
         LmfError: A tensor is missing, foreign, misshapen or not finite.
     """
-    found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    found = {tensor.name: tensor for tensor in reader.tensors}
     apart: dict[str, float] = {}
     for part in parts(model):
         stored = found.pop(part.name, None)
         if stored is None or tuple(reversed(stored.shape.tolist())) != tuple(part.tensor.shape):
-            raise LmfError(f"{file} has no tensor {part.name} of the shape {tuple(part.tensor.shape)}.")
+            raise LmfError(f"The file has no tensor {part.name} of the shape {tuple(part.tensor.shape)}.")
         values = torch.tensor(quants.dequantize(stored.data, stored.tensor_type)).view(part.tensor.shape)
         if not values.isfinite().all():
             raise LmfError(f"{part.name} has values that are too large for this type; bf16 and f32 hold them.")
@@ -135,7 +138,7 @@ def take_back(file: Path, model: Any) -> dict[str, float]:
         apart[part.name] = float((values - own).norm() / own.norm().clamp_min(1e-30))
         part.tensor.copy_(values)
     if found:
-        raise LmfError(f"{file} has the tensor {next(iter(found))}, which the model does not know.")
+        raise LmfError(f"The file has the tensor {next(iter(found))}, which the model does not know.")
     return apart
 
 

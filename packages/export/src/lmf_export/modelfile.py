@@ -14,10 +14,13 @@ from lmf.errors import DataError
 from lmf.generate.opening import Chatter
 from lmf.templates.jinja import AnyTemplate
 from lmf.templates.template import Template
-from lmf.templates.traits import SAMPLES
+
+from .findings import asked, rendered
 
 KNOWN = ("temperature", "top_k", "top_p", "min_p")
 """Settings of replies that have the same name in transformers."""
+PLAIN = ("one turn", "several turns", "a system message")
+"""Conversations without tools, thoughts and white space around contents."""
 
 
 def modelfile(chatter: Chatter) -> str:
@@ -106,7 +109,7 @@ def _probed(template: AnyTemplate, bos: str, eos: str) -> Template | None:
     other = Message("user", "Ten?")
 
     def written(*messages: Message) -> str:
-        return _prompt(template, Conversation(messages), bos, eos)
+        return rendered(template, Conversation(messages), bos, eos)
 
     try:
         before, asks = written(user).split(user.content)
@@ -152,23 +155,18 @@ def _common_end(texts: Sequence[str]) -> str:
 def _same(template: AnyTemplate, found: Template, bos: str, eos: str) -> bool:
     """Return whether two templates write the same prompts, for all conversations without tools and thoughts."""
     same = []
-    for name in ("one turn", "several turns", "a system message"):
-        talk = SAMPLES[name].messages
-        for end in (i for i, message in enumerate(talk) if message.role == "assistant"):
-            try:
-                expected = _prompt(template, Conversation(talk[:end]), bos, eos)
-            except DataError:
-                continue
-            try:
-                same.append(_prompt(found, Conversation(talk[:end]), bos, eos) == expected)
-            except DataError:
-                same.append(False)
+    for name, talk in asked():
+        if name not in PLAIN:
+            continue
+        try:
+            expected = rendered(template, talk, bos, eos)
+        except DataError:
+            continue
+        try:
+            same.append(rendered(found, talk, bos, eos) == expected)
+        except DataError:
+            same.append(False)
     return bool(same) and all(same)
-
-
-def _prompt(template: AnyTemplate, asked: Conversation, bos: str, eos: str) -> str:
-    pieces = template.render(asked.messages, reply=True, bos=bos, eos=eos)
-    return "".join(piece.text for piece in pieces)
 
 
 def _do(code: str) -> str:

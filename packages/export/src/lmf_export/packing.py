@@ -18,8 +18,8 @@ from lmf.saving import write_new
 
 from . import llama_cpp
 from .architectures import architecture_of, notes
-from .findings import PROBE, Finding, asked, compared
-from .ggufs import OWN, TYPES, take_back, write_gguf
+from .findings import PROBE, Finding, asked, compared, rendered
+from .ggufs import TYPES, own_type, take_back, write_gguf
 from .modelfile import modelfile
 from .vocabulary import vocabulary_notes
 
@@ -74,7 +74,7 @@ def _opened(model: str, plugins: Plugins, options: Packing) -> tuple[Chatter, st
     chatter = open_model(model, plugins, options.template, merged=True)
     whole: Any = chatter.model
     architecture_of(whole.config)
-    kind = OWN.get(whole.dtype, "f32") if options.type == "auto" else options.type
+    kind = own_type(whole) if options.type == "auto" else options.type
     if kind not in TYPES and not llama_cpp.quantizes():
         raise LmfError(
             f"--type {kind} is made by llama.cpp, which is not installed here: {llama_cpp.INSTALL}, or have its "
@@ -89,11 +89,12 @@ def _written(chatter: Chatter, file: Path, kind: str, name: str, first: bool) ->
     Raises:
         LmfError: It would not be right.
     """
-    model: Any = chatter.model
     whole = file.with_name(f"{file.name}.whole")
     try:
-        write_gguf(chatter, file if kind in TYPES else whole, kind if kind in TYPES else OWN[model.dtype], name, first)
-        if kind not in TYPES:
+        if kind in TYPES:
+            write_gguf(chatter, file, kind, name, first)
+        else:
+            write_gguf(chatter, whole, own_type(chatter.model), name, first)
             llama_cpp.quantize(whole, file, kind)
     finally:
         whole.unlink(missing_ok=True)
@@ -109,8 +110,9 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
     model: Any = chatter.model
     ids = chatter.encoder.plain(PROBE)
     before = _logits(model, ids)
+    reader = GGUFReader(file)
     with torch.no_grad():
-        apart = take_back(file, model)
+        apart = take_back(reader, model)
     worst = max(apart, key=lambda name: apart[name])
     yield (
         apart[worst] <= WORST[kind.partition("_")[0]],
@@ -123,9 +125,9 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         f"with them the logits are the same, but for {_most(after, before)}; "
         f"the likeliest token is, {same} times of {len(ids)}",
     )
-    yield from _template(chatter, file)
+    yield from _template(chatter, reader)
     if llama_cpp.installed():
-        bound = max(SAME.get(kind, 0.5), SAME[OWN.get(model.dtype, "f32")])  # transformers rounds, too
+        bound = max(SAME.get(kind, 0.5), SAME[own_type(model)])  # transformers rounds, too
         yield from _in_llama_cpp(chatter, file, first, ids, after, bound)
     else:
         yield None, f"not tried in llama.cpp; to have it tried: {llama_cpp.INSTALL}"
@@ -138,9 +140,9 @@ def _examined(chatter: Chatter, file: Path, kind: str, first: bool) -> Iterator[
         yield None, text
 
 
-def _template(chatter: Chatter, file: Path) -> Iterator[Finding]:
+def _template(chatter: Chatter, reader: GGUFReader) -> Iterator[Finding]:
     """Yield whether the chat template in a file writes the prompts of lmf, rendered by transformers."""
-    field = GGUFReader(file).get_field("tokenizer.chat_template")
+    field = reader.get_field("tokenizer.chat_template")
     tokenizer: Any = copy.deepcopy(chatter.tokenizer)
     tokenizer.chat_template = field.contents() if field else None
     yield from compared(tokenizer, chatter)
@@ -185,19 +187,12 @@ def _prompts(chatter: Chatter) -> Iterator[tuple[str, list[int]]]:
         for text in (PROBE, HARD):
             yield chatter.encoder.start + text, chatter.encoder.plain(text)
         return
+    bos, eos = chatter.encoder.bos, chatter.encoder.eos
     for talk in (*(talk for _, talk in asked()), Conversation((Message("user", HARD),))):
         try:
-            yield _rendered(chatter, talk), chatter.ids(talk.messages, tools=talk.tools)
+            yield rendered(chatter.template, talk, bos, eos), chatter.ids(talk.messages, tools=talk.tools)
         except DataError:
             continue  # it has no place for such a conversation
-
-
-def _rendered(chatter: Chatter, talk: Conversation) -> str:
-    """Return the text of a prompt."""
-    assert chatter.template
-    bos, eos = chatter.encoder.bos, chatter.encoder.eos
-    pieces = chatter.template.render(talk.messages, tools=talk.tools, reply=True, bos=bos, eos=eos)
-    return "".join(piece.text for piece in pieces)
 
 
 def _logits(model: Any, ids: list[int]) -> torch.Tensor:

@@ -49,6 +49,13 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
+def accepting(found: socket.socket) -> str:
+    """Have a socket accept connections, and return its address: whoever reads it may connect."""
+    found.listen()
+    host, port = found.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def name_of(model: str) -> str:
     """Return what requests call a model: the name of its folder or file, or the name that it was given."""
     path = Path(model).expanduser()

@@ -10,7 +10,7 @@ from lmf import Opening, Plugins
 from lmf.generate.opening import start
 
 from .app import Server
-from .command import name_of
+from .command import accepting, name_of
 from .settings import Serving
 from .worker import Worker, engine_thread
 
@@ -41,10 +41,7 @@ def run(model: str, serving: Serving, opening: Opening, plugins: Plugins, listen
         lifespan="off",
         timeout_graceful_shutdown=int(GRACE + CLOSING),
     )
-    listening.listen()  # whoever reads the address may connect
-    host, port = listening.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    print(f"{server.name} answers at http://{host}:{port}/v1; Ctrl-C ends it", flush=True)
+    print(f"{server.name} answers at {accepting(listening)}/v1; Ctrl-C ends it", flush=True)
     try:
         _Ending(config, worker).run(sockets=[listening])
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -23,16 +23,19 @@ class Talking:
     Args:
         place: The tab.
         plugins: What is installed.
+        here: The models that are known.
         jobs: Where their processes belong.
     """
 
-    def __init__(self, place: gr.Tab, plugins: Plugins, jobs: Jobs):
+    def __init__(self, place: gr.Tab, plugins: Plugins, here: Sequence[str], jobs: Jobs):
         self.jobs = jobs
         self.served: list[Served | None] = [None, None]
         with gr.Row():
             names = [
-                model_box(plugins, place, elem_id="chat-model"),
-                model_box(plugins, place, "another model", info="To compare with, or empty.", elem_id="chat-other"),
+                model_box(plugins, place, here, elem_id="chat-model"),
+                model_box(
+                    plugins, place, here, "another model", info="To compare with, or empty.", elem_id="chat-other"
+                ),
             ]
         with gr.Row():
             load = gr.Button("Load", variant="primary", elem_id="chat-load")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ SHOWN = 50  # records
 LONGEST = 400  # characters of each
 
 
-def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
-    """Draw the tab."""
+def tab(place: gr.Tab, plugins: Plugins, here: Sequence[str], jobs: Jobs) -> Running:
+    """Draw the tab; ``here`` are the models that are known."""
     with gr.Row():
-        model = model_box(plugins, place, elem_id="evaluate-model")
+        model = model_box(plugins, place, here, elem_id="evaluate-model")
         data = data_box(plugins, elem_id="evaluate-data")
         info = "File for the records with their replies."
         out = gr.Textbox("replies.jsonl", label="out", info=info, elem_id="evaluate-out")

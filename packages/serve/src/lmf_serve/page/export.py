@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,11 +12,8 @@ from .jobs import Jobs
 from .running import Running
 from .train import model_box, positional, template_box
 
-PRECISIONS = {
-    "hf": ("--dtype", ("auto", "float32", "bfloat16", "float16")),
-    "gguf": ("--type", ("auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")),
-    "ollama": ("--type", ("auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")),
-}
+_GGUF = ("--type", ("auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"))
+PRECISIONS = {"hf": ("--dtype", ("auto", "float32", "bfloat16", "float16")), "gguf": _GGUF, "ollama": _GGUF}
 """The flag for the precision of each kind of export, and what it takes."""
 KINDS = [
     ("a folder for transformers, vLLM, SGLang", "hf"),
@@ -24,10 +22,10 @@ KINDS = [
 ]
 
 
-def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
-    """Draw the tab."""
+def tab(place: gr.Tab, plugins: Plugins, here: Sequence[str], jobs: Jobs) -> Running:
+    """Draw the tab; ``here`` are the models that are known."""
     with gr.Row():
-        model = model_box(plugins, place, elem_id="export-model")
+        model = model_box(plugins, place, here, elem_id="export-model")
         kind = gr.Dropdown(KINDS, value="hf", label="kind", info="For which programs.", elem_id="export-kind")
         precision = gr.Dropdown(PRECISIONS["hf"][1], value="auto", label="precision", info="As it is, or another.")
     with gr.Row():

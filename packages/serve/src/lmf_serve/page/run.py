@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from gradio.themes import Default
 from lmf import Plugins
 
-from . import evaluate, export, train
+from ..command import accepting
+from . import evaluate, export, models, train
 from .chat import Talking
 from .fence import Fence
 from .jobs import Jobs
@@ -27,12 +28,13 @@ USER = "lmf"  # who logs in with the key
 
 def page(plugins: Plugins, jobs: Jobs) -> gr.Blocks:
     """Return the page."""
+    here = models.known(plugins)  # once: it walks the current folder
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         with gr.Tab("Chat") as place:
-            tabs: list[Talking | Running] = [Talking(place, plugins, jobs)]
+            tabs: list[Talking | Running] = [Talking(place, plugins, here, jobs)]
         for name, each in (("Train", train), ("Evaluate", evaluate), ("Export", export)):
             with gr.Tab(name) as place:
-                tabs.append(each.tab(place, plugins, jobs))
+                tabs.append(each.tab(place, plugins, here, jobs))
         for tab in tabs:  # what runs already, when the page is loaded again
             for function, inputs, outputs in tab.first:
                 blocks.load(function, inputs, outputs, api_visibility="private", show_progress="hidden")
@@ -64,10 +66,7 @@ def run(plugins: Plugins, key: str | None, local: bool, listening: socket.socket
         mcp_server=False,
         enable_monitoring=False,
     )
-    listening.listen()  # whoever reads the address may connect
-    host, port = listening.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    print(f"the page is at http://{host}:{port}; Ctrl-C ends it, and all that it has started", flush=True)
+    print(f"the page is at {accepting(listening)}; Ctrl-C ends it, and all that it has started", flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):  # uvicorn raises them again at its end, which must not be ours
         signal.signal(number, lambda given, _: sys.exit(128 + given))
     config = uvicorn.Config(

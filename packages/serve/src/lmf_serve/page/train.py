@@ -24,12 +24,12 @@ FILES = ("*.jsonl", "*.json", "*.csv", "*.parquet")
 PREVIEW_SECONDS = 120.0
 
 
-def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
-    """Draw the tab."""
+def tab(place: gr.Tab, plugins: Plugins, here: Sequence[str], jobs: Jobs) -> Running:
+    """Draw the tab; ``here`` are the models that are known."""
     with gr.Row():
         objective = gr.Dropdown(sorted(plugins.objectives), value="train", label="objective", info="What is learned.")
         method = gr.Dropdown(sorted(plugins.methods), value="lora", label="method", info="Which parameters learn.")
-        model = model_box(plugins, place, elem_id="train-model")
+        model = model_box(plugins, place, here, elem_id="train-model")
     with gr.Row():
         data = data_box(plugins, multiselect=True, elem_id="train-data")
         template = template_box(plugins, elem_id="train-template")
@@ -90,11 +90,11 @@ def tab(place: gr.Tab, plugins: Plugins, jobs: Jobs) -> Running:
     return Running(jobs, "train", compose, inputs, draw, lambda job: [_curve(job)])
 
 
-def model_box(plugins: Plugins, place: gr.Tab, label: str = "model", **words: Any) -> gr.Dropdown:
+def model_box(plugins: Plugins, place: gr.Tab, here: Sequence[str], label: str = "model", **words: Any) -> gr.Dropdown:
     """Return a box for a model: one that is known here when its tab is opened, or anything that ``--model`` takes."""
     info = words.pop("info", "A folder, a GGUF file, a checkpoint name or a hub id.")
     box = gr.Dropdown(
-        models.known(plugins), value=None, label=label, info=info, allow_custom_value=True, interactive=True, **words
+        list(here), value=None, label=label, info=info, allow_custom_value=True, interactive=True, **words
     )
     place.select(lambda: gr.update(choices=models.known(plugins)), None, box, api_visibility="private")
     return box
