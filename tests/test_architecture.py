@@ -23,13 +23,14 @@ DESCRIBING = (
         f"templates.{name}"
         for name in ("template", "bounds", "sandbox", "jinja", "shield", "traits", "thoughts", "calls")
     ),
-    *("settings", "specs", "hookspecs", "plugins", "templates.choose"),
+    *("settings", "specs", "evaluate.task", "evaluate.metrics", "hookspecs", "plugins", "templates.choose"),
     *("data.textfile", "data.jsonfile"),
     *(f"formats.{name}" for name in ("fields", "toolcalls", "dialogue", "messages", "prompts")),
     *(f"formats.{name}" for name in ("conversations", "preferences", "ratings", "known", "datasetinfo")),
     *(f"data.{name}" for name in ("archive", "fetch", "cache", "tables", "hub", "inputs")),
     *(f"data.{name}" for name in ("records", "reading", "originals", "rewrite", "mixture", "streaming")),
-    *("builtin", "sources", "splits", "runs", "plan", "report", "guard"),
+    *("evaluate.tomlfile", "evaluate.sources"),
+    *("builtin", "sources", "splits", "runs", "journal", "plan", "report", "guard"),
 )
 RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
@@ -42,6 +43,7 @@ RUNNING = (
         "training.checkpoint",
         "training.supply",
         *(f"generate.{name}" for name in ("sampling", "text", "caches", "drafts", "engine", "batch", "opening")),
+        *(f"evaluate.{name}" for name in ("likelihood", "asking", "running")),
         "training.learner",
         "training.gradients",
         "training.output",

@@ -83,6 +83,7 @@ def test_the_plugins_of_the_page_load(environment):
                 "data format": ["faq"],
                 "data set": ["acme-faq"],
                 "eval task": ["capitals"],
+                "metric": ["short"],
                 "model family": ["acme-lm"],
                 "objective": ["continue"],
                 "optimizer": ["momentum"],
@@ -106,8 +107,10 @@ def test_the_tests_on_the_page_pass(environment, folder, package):
 
 
 CHECK = """
-import lmf, torch
-from lmf.testing import check_objective
+import tempfile
+from pathlib import Path
+import acme_more, lmf, torch
+from lmf.testing import check_objective, check_task
 
 plugins = lmf.Plugins()
 records = [lmf.Record(where=f"texts:{i}", data=text) for i, text in enumerate(["the user says hello", "one and two"])]
@@ -138,8 +141,12 @@ for wrong, reason in (
     else:
         raise AssertionError(reason)
 
-problems = list(plugins.tasks["capitals"].problems(None))
-assert [plugins.tasks["capitals"].score(problem, "Lima") for problem in problems] == [0.0, 0.0, 1.0]
+Path(acme_more.__file__).with_name("capitals.jsonl").write_text(
+    '{"country": "Peru", "cities": ["Lima", "Paris"], "capital": 0}\\n'
+    '{"country": "Japan", "cities": ["Lima", "Tokyo"], "capital": 1}\\n'
+)
+check_task(plugins.tasks["capitals"], Path(tempfile.mkdtemp()), plugins)
+assert plugins.metrics["short"].sums(lmf.Problem(), lmf.Written(("Hi",))) == (1.0, 1.0)
 assert plugins.kernels["acme-flash"].why_not() in (None, "flash-attn is not installed")
 assert plugins.models["acme-lm"].template in plugins.templates
 """

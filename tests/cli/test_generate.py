@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lmf import Opening, Plugins, Sampling
-from lmf_cli import batch
+from lmf.journal import journal
 from lmf_cli.batch import Asking, Filing, Order
 from terminal import lmf, lmf_without_torch, tree
 
@@ -90,9 +90,9 @@ def test_log_probabilities_are_those_of_the_model(here):
 
 STOPPED = """
 import sys
-from lmf_cli import batch
+from lmf import journal
 count = 0
-line = batch._line
+line = journal.line
 def die(value):
     global count
     count += 1
@@ -101,7 +101,7 @@ def die(value):
         import os
         os._exit(9)
     return line(value)
-batch._line = die
+journal.line = die
 import lmf_cli
 lmf_cli.main()
 """
@@ -159,7 +159,7 @@ def test_a_file_goes_on_only_with_its_own_records(begun):
 def test_a_file_of_others_is_left_alone(begun, line):
     begun.write_text(line)
     done = generate()
-    assert done.code == 1 and "is not a file of replies" in done.err
+    assert done.code == 1 and "is no file that lmf began" in done.err
     assert begun.read_text() == line
 
 
@@ -175,7 +175,7 @@ def test_force_begins_anew(begun):
 
 
 def test_two_processes_do_not_write_one_file(begun):
-    with batch._locked(begun, ""):
+    with journal(begun, {}):
         done = generate()
     assert done.code == 1 and "is being written by another process" in done.err
 

@@ -118,7 +118,14 @@ def test_a_heading_begins_at_a_setting_and_every_flag_has_one():
     found = sections(lmf("train", "lora", "--help").out)
     assert list(found) == ["Options", *HEADINGS.values(), "Objective train", "Method lora"]
     assert found["Options"] == ["--config", "--help"]
-    assert found["Held-out data"] == ["--eval-data", "--eval-split", "--eval-every", "--patience"]
+    assert found["Held-out data"] == [
+        "--eval-data",
+        "--eval-split",
+        "--eval-every",
+        "--eval-tasks",
+        "--eval-limit",
+        "--patience",
+    ]
     assert found["Method lora"] == flags_of(PLUGINS.methods["lora"].options)
 
 

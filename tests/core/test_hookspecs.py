@@ -36,7 +36,8 @@ EXAMPLES: dict[str, Any] = {
         name="acme", summary="Acme.", data="text", example="{}", matches=lambda record: False, read=lambda record: ""
     ),
     "lmf_datasets": lmf.DataSet(name="acme", summary="Acme.", source="here", files=lambda: [Path("acme.json")]),
-    "lmf_tasks": lmf.EvalTask(name="acme", source="here", version=1, problems=lambda folder: []),
+    "lmf_tasks": lmf.EvalTask(name="acme", source="here", version=1, data="acme.jsonl", asks="choices"),
+    "lmf_metrics": lmf.Metric(name="acme", measure=lambda problem, outcome: 1.0),
     "lmf_commands": lmf.Command(name="acme", summary="Acme.", build=lambda: None),
 }
 

@@ -6,20 +6,18 @@ the rest of it becomes ``OUT``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from lmf import ConfigError, DataError, LmfError, Message, Opening, Plugins, Sampling
-from lmf.config import flag, option
+from lmf.config import option
+from lmf.journal import Journal, journal
 from lmf.runs import replacing
 
 from .saving import check_outputs
@@ -88,23 +86,22 @@ def answer_file(plugins: Plugins, source: str, out: str, order: Order) -> None:
         if REPLIES in record.object:
             raise DataError(f"{record.where}: the record has a key {REPLIES!r} already, where the replies would stand.")
     partial = Path(f"{out}.partial")
-    header = _line({"asked": order.settings()})
-    with _locked(partial, header) as stream:
+    with journal(partial, order.settings()) as found:
         if order.filing.force:
-            stream.truncate(0)
-        done = _resumed(stream, partial, header, records)
+            found.begin_anew()
+        done = _resumed(found, records)
         if done:
             print(f"{partial}: {done:,} of {len(records):,} are there; going on", file=sys.stderr)
         if done < len(records):
-            _write(stream, plugins, records, done, order)
-        stream.seek(len(header.encode()))
+            _write(found, plugins, records, done, order)
+        found.stream.seek(len(found.header.encode()))
         with replacing(Path(out)) as whole:
-            shutil.copyfileobj(stream, whole)
-        stream.truncate(0)
+            shutil.copyfileobj(found.stream, whole)
+        found.begin_anew()
     print(f"{out}: {len(records):,} record{'s' * (len(records) != 1)}")
 
 
-def _write(stream: IO[str], plugins: Plugins, records: Sequence[Original], done: int, order: Order) -> None:
+def _write(found: Journal, plugins: Plugins, records: Sequence[Original], done: int, order: Order) -> None:
     """Add the replies to all records from one on."""
     from lmf.generate.batch import in_order
     from lmf.generate.engine import TooLong
@@ -124,8 +121,7 @@ def _write(stream: IO[str], plugins: Plugins, records: Sequence[Original], done:
     tokens = 0
     for number, (record, replies) in enumerate(zip(records[done:], written, strict=True), done + 1):
         told = [_told(chatter, prefill, reply) for reply in replies]
-        stream.write(_line(record.object | {REPLIES: told}))
-        stream.flush()
+        found.add(record.object | {REPLIES: told})
         tokens += sum(len(reply.ids) for reply in replies)
         now = time.monotonic()
         if now - said > EVERY or number == len(records):
@@ -170,66 +166,19 @@ def _told(chatter: Chatter, prefill: str, reply: Reply) -> dict[str, Any]:
     return told
 
 
-@contextlib.contextmanager
-def _locked(file: Path, header: str) -> Iterator[IO[str]]:
-    """Open a file to read and to add to, for this process alone; at the end it is removed if only a header is there."""
-    with file.open("a+", encoding="utf-8", newline="\n") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LmfError(f"{file} is being written by another process. Wait for it, or name another --out.") from None
-        try:
-            yield stream
-        except OSError as error:
-            raise LmfError(f"{file} cannot be written: {error.strerror or error}. The same command goes on.") from None
-        finally:
-            stream.seek(0)
-            if stream.readline() in ("", header) and not stream.readline():  # not even one reply
-                file.unlink()
-
-
-def _resumed(stream: IO[str], file: Path, header: str, records: Sequence[Original]) -> int:
-    """Return how many records a file has the replies to; what was cut while being written is removed.
+def _resumed(found: Journal, records: Sequence[Original]) -> int:
+    """Return how many records have their replies already.
 
     Raises:
-        LmfError: The file was begun with other settings or other records, or is damaged.
+        LmfError: The journal was begun with other settings or other records, or is damaged.
     """
-    stream.seek(0)
-    first, whole = stream.readline(), 0
-    if not first.endswith("\n") and header.startswith(first):
-        stream.truncate(0)
-        stream.write(header)
-        stream.flush()
-        return 0
-    _check_asked(file, first, json.loads(header)["asked"])
-    end = stream.tell()
-    while (line := stream.readline()).endswith("\n"):
+    whole = 0
+    for number, value in found.lines():
         try:
-            found = json.loads(line)
-            del found[REPLIES]
-        except (ValueError, KeyError, TypeError):
-            raise LmfError(f"{file}:{whole + 2}: not a line that was written here. --force begins anew.") from None
-        if whole == len(records) or found != records[whole].object:
-            raise LmfError(f"{file} was begun with other records, from line {whole + 2} on. --force begins anew.")
-        whole, end = whole + 1, stream.tell()
-    stream.truncate(end)
-    stream.seek(end)
+            del value[REPLIES]
+        except (KeyError, TypeError):
+            raise found.foreign(number) from None
+        if whole == len(records) or value != records[whole].object:
+            raise LmfError(f"{found.file} was begun with other records, from line {number} on. --force begins anew.")
+        whole += 1
     return whole
-
-
-def _check_asked(file: Path, first: str, asked: Mapping[str, Any]) -> None:
-    try:
-        before = dict(json.loads(first)["asked"])
-    except (ValueError, KeyError, TypeError):
-        raise LmfError(f"{file} is not a file of replies that lmf began; move it away.") from None
-    for name in [*asked, *before]:
-        if before.get(name) != asked.get(name):
-            called = "MODEL" if name == "model" else flag(name)
-            raise ConfigError(
-                f"{file} was begun with {called} {before.get(name)!r}, not {asked.get(name)!r}. Give the same to go "
-                "on, or --force to begin anew."
-            )
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -18,8 +18,16 @@ def application(**options: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, **options)
 
 
+DEFAULT = "run"
+
+
 class Group(TyperGroup):
-    """A group whose help tells all that each command does."""
+    """A group whose help tells all that each command does. Its command ``run`` is meant where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if DEFAULT in self.commands and args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         names = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}

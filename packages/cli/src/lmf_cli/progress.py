@@ -59,10 +59,13 @@ class Progress(Reporter):
             self.note(f"step {entry['step']}/{self._steps}  loss {entry['loss']:.4f}  {rate:,.0f} tokens/s")
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
-        loss = entry["eval_loss"]
-        self._first = loss if self._first is None else self._first
-        self._last = loss
-        self.note(f"step {entry['step']}: held-out loss {loss:.4f} nats per token")
+        loss = entry.get("eval_loss")
+        told = [f"{name} {value:.4f}" for name, value in entry.items() if name not in ("step", "eval_loss")]
+        if loss is not None:
+            self._first = loss if self._first is None else self._first
+            self._last = loss
+            told = [f"held-out loss {loss:.4f} nats per token", *told]
+        self.note(f"step {entry['step']}: {', '.join(told)}")
 
     def sample(self, when: str, prompt: str, reply: str) -> None:
         self.console.print(Text(f"\n{when} training, asked {prompt!r}:", style="bold"))

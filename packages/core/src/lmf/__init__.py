@@ -3,21 +3,20 @@
 from .config import option
 from .conversation import Conversation, Message, Preference, Ranking, Record, ToolCall, Unpaired
 from .errors import ConfigError, DataError, LmfError, PluginError, UnknownName
+from .evaluate.task import Chosen, EvalTask, Likelihood, Metric, Problem, Written
 from .hookspecs import hookimpl
 from .plugins import API_VERSION, Plugins
-from .settings import Opening, RunSettings, Sampling
+from .settings import Evaluation, Opening, RunSettings, Sampling
 from .specs import (
     Checkpoint,
     Command,
     Criterion,
     DataFormat,
     DataSet,
-    EvalTask,
     Kernel,
     ModelSpec,
     Objective,
     Optimizer,
-    Problem,
     Remote,
     Tuner,
     TuningMethod,
@@ -28,6 +27,7 @@ from .templates.template import Piece, Template
 __all__ = [
     "API_VERSION",
     "Checkpoint",
+    "Chosen",
     "Command",
     "ConfigError",
     "Conversation",
@@ -36,10 +36,13 @@ __all__ = [
     "DataFormat",
     "DataSet",
     "EvalTask",
+    "Evaluation",
     "JinjaTemplate",
     "Kernel",
+    "Likelihood",
     "LmfError",
     "Message",
+    "Metric",
     "ModelSpec",
     "Objective",
     "Opening",
@@ -60,6 +63,7 @@ __all__ = [
     "TuningMethod",
     "UnknownName",
     "Unpaired",
+    "Written",
     "hookimpl",
     "option",
 ]

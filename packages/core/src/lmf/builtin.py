@@ -1,9 +1,11 @@
-"""What core itself provides as a plugin: the data formats and one optimizer."""
+"""What core itself provides as a plugin: the data formats, one optimizer and the usual figures of benchmarks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .evaluate.metrics import LMFLOW_PERPLEXITY, RIGHT_SHARE, USUAL
+from .evaluate.task import Metric
 from .formats.known import FORMATS
 from .hookspecs import hookimpl
 from .specs import DataFormat, Optimizer
@@ -17,6 +19,11 @@ _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has a fused Ad
 @hookimpl
 def lmf_formats() -> list[DataFormat]:
     return list(FORMATS)
+
+
+@hookimpl
+def lmf_metrics() -> list[Metric]:
+    return [*(metric for metrics in USUAL.values() for metric in metrics), RIGHT_SHARE, LMFLOW_PERPLEXITY]
 
 
 @hookimpl

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 
 import pluggy
 
+from .evaluate.task import EvalTask, Metric
 from .specs import (
     Command,
     DataFormat,
     DataSet,
-    EvalTask,
     Kernel,
     ModelSpec,
     Objective,
@@ -74,6 +74,11 @@ def lmf_datasets() -> Iterable[DataSet]:
 @hookspec
 def lmf_tasks() -> Iterable[EvalTask]:
     """Benchmarks: each becomes a choice of ``lmf eval --task``."""
+
+
+@hookspec
+def lmf_metrics() -> Iterable[Metric]:
+    """Figures that benchmarks written as TOML files may name."""
 
 
 @hookspec

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+FEWEST = 16
+"""Rows of a product whose bits should not depend on the others: kernels of CPUs for fewer (12) add in another order."""
+
 
 def linear_cross_entropy(
     hidden: torch.Tensor,
@@ -45,6 +48,44 @@ def linear_cross_entropy(
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, scale, softcap, rows, compute)  # pyright: ignore
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probability of each target in nats, float32 or wider, and whether none is likelier; (K,) each.
+
+    The arguments are those of ``linear_cross_entropy``, whose result is the negative sum of these. No gradients.
+    """
+    count = len(targets)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if not count:
+        return hidden.new_empty(0, dtype=wide), hidden.new_empty(0, dtype=torch.bool)
+    if count < FEWEST:
+        fill = FEWEST - count
+        hidden, targets = (torch.cat([x, x[-1:].expand(fill, *x.shape[1:])]) for x in (hidden, targets))
+    parts = max(1, len(targets) * weight.shape[0] // (2**24 if hidden.device.type == "cpu" else 2**26))
+    found = []
+    for states, ids in zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True):
+        logits = F.linear(states, weight, bias).to(wide) * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        found.append(chosen_logprobs(logits, ids))
+    logprobs, likeliest = zip(*found, strict=True)
+    return torch.cat(logprobs)[:count], torch.cat(likeliest)[:count]
+
+
+def chosen_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probability of each target in nats, and whether none is likelier; (K,) each, of logits (K, V)."""
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    return chosen - logits.logsumexp(1), chosen >= logits.amax(1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

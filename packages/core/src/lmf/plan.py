@@ -21,6 +21,7 @@ from .data.reading import Data
 from .data.records import Records
 from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
+from .evaluate.sources import Items, find_tasks, limited, read_items
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import LOOKUP, Opening, RunSettings
@@ -50,6 +51,7 @@ class Plan:
         optimizer: The optimizer.
         data: The training records.
         held_out: The records to measure the loss on; empty without ``--eval-data``.
+        tasks: The problems of the benchmarks to measure; empty without ``--eval-tasks``.
         stream: With ``--streaming``, what reads the training records, of which ``data`` then has none.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     optimizer: Optimizer
     data: Data
     held_out: Data
+    tasks: tuple[Items, ...] = ()
     stream: RecordStream | None
 
     def values(self) -> dict[str, Any]:
@@ -164,10 +167,19 @@ def make_plan(
         optimizer=optimizer,
         data=data,
         held_out=held_out,
+        tasks=_tasks(settings, plugins),
         stream=stream,
     )
     check_output(plan)
     return plan
+
+
+def _tasks(settings: RunSettings, plugins: Plugins) -> tuple[Items, ...]:
+    """Read the problems of the benchmarks to measure while a model is trained."""
+    tasks = [task for task, _ in find_tasks(settings.eval_tasks, plugins).values()]
+    if unsafe := [task.name for task in tasks if task.runs_code]:
+        raise ConfigError(f"--eval-tasks {unsafe[0]} runs what the model writes; measure it afterwards, by lmf eval.")
+    return tuple(limited(read_items(task, plugins), settings.eval_limit) for task in tasks)
 
 
 def _check_one_pass(settings: RunSettings) -> None:

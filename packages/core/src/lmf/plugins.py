@@ -20,11 +20,11 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError, UnknownName, did_you_mean
+from .evaluate.task import EvalTask, Metric
 from .specs import (
     Command,
     DataFormat,
     DataSet,
-    EvalTask,
     Kernel,
     ModelSpec,
     Objective,
@@ -156,6 +156,7 @@ class Plugins:
         self.formats = Registry("data format", DataFormat)
         self.datasets = Registry("data set", DataSet)
         self.tasks = Registry("eval task", EvalTask)
+        self.metrics = Registry("metric", Metric)
         self.commands = Registry("command", Command)
         self.installed: list[Plugin] = []
         self.registries: dict[str, Registry[Any]] = {

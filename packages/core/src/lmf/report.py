@@ -24,7 +24,7 @@ class Reporter:
         """An optimizer step is done; ``entry`` is its line of log.jsonl."""
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
-        """The held-out loss was measured; ``entry`` is its line of log.jsonl."""
+        """The held-out loss or benchmarks were measured; ``entry`` is its line of log.jsonl."""
 
     def sample(self, when: str, prompt: str, reply: str) -> None:
         """The model answered ``--sample``, ``before`` or ``after`` training."""

@@ -50,6 +50,10 @@ class RunSettings:
     eval_data: tuple[str, ...] = option((), "Held-out data to measure the loss on.")
     eval_split: float = option(0.0, "Share of the training data to hold out instead.", min=0, max=0.5)
     eval_every: int | None = option(None, "Optimizer steps between two evaluations; each epoch by default.", min=1)
+    eval_tasks: tuple[str, ...] = option(
+        (), "Benchmarks to measure at the same steps: names of lmf eval tasks, .py or .toml files.", commas=True
+    )
+    eval_limit: int = option(100, "Most problems of each of them: the first.", min=1)
     patience: int | None = option(None, "Stop after this many evaluations without a better loss.", min=1)
 
     epochs: float = option(1.0, "Passes over the data; --steps overrides it.", above=0)
@@ -127,3 +131,28 @@ class Opening:
         None, "A smaller model with the same tokens that guesses ahead, or lookup, to guess what the text had before."
     )
     draft_tokens: int = option(5, "Tokens that are guessed at a time.", min=1, max=64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How the problems of a benchmark are asked."""
+
+    limit: int | None = option(None, "Most problems of each task: the first, or with --seed drawn ones.", min=1)
+    seed: int | None = option(
+        None, "Draws problems, examples and replies; without it, the first ones are taken.", min=0
+    )
+    shots: int | None = option(None, "Examples before each problem; as many as the task has it by default.", min=0)
+    template: str | None = option(
+        None, "A template by name, a Jinja file, auto for the model's own, or none; as the task has it by default."
+    )
+    prompt_structure: str | None = option(None, "A text with {input} where the prompt stands, in place of a template.")
+    max_tokens: int | None = option(None, "Longest reply in tokens; as the task has it by default.", min=1)
+    samples: int = option(1, "Replies to each problem; more than one needs --temperature.", min=1, max=256)
+    temperature: float = option(0.0, "0 takes the likeliest token each time; above, tokens are drawn.", min=0, max=10)
+    window: int = option(1024, "Tokens of a text that are read at a time, where its likelihood is asked.", min=2)
+    stride: int = option(512, "Tokens after which the next such window begins.", min=1)
+    context: int | None = option(None, "Most tokens of a prompt and its reply; what the model reads by default.", min=2)
+    on_overflow: Literal["error", "cut"] = option("error", "What to do with prompts that are longer.")
+    batch_tokens: int | None = option(
+        None, "Most tokens in one forward pass; by default what the device works on well.", min=1
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .config import check_declaration
-from .conversation import Content, Kind, Message, Record
+from .conversation import Content, Kind, Record
 from .errors import PluginError
 from .settings import RunSettings
 
@@ -306,41 +306,6 @@ class DataSet:
     def __post_init__(self) -> None:
         if sum(map(bool, (self.files, self.remote, self.unavailable))) != 1:
             raise PluginError(f"the data set {self.name!r} must have one of files, remote and unavailable")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One question of a benchmark.
-
-    Attributes:
-        messages: The conversation up to the reply.
-        answer: The reference answer; one of ``choices`` if there are any.
-        choices: The possible replies; empty if the model writes freely.
-    """
-
-    messages: tuple[Message, ...]
-    answer: str
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalTask:
-    """A benchmark.
-
-    Attributes:
-        name: The name in ``lmf eval --task NAME``.
-        source: The paper or data set it comes from.
-        version: Raised whenever the same model could get another score.
-        problems: Reads the problems from a folder of data files.
-        score: The score of a reply, from 0 to 1. With choices it gets the most likely
-            one, otherwise what the model wrote.
-    """
-
-    name: str
-    source: str
-    version: int
-    problems: Callable[[Path], Iterable[Problem]]
-    score: Callable[[Problem, str], float] = lambda problem, reply: float(reply == problem.answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,15 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from .conversation import Conversation
 from .errors import DataError, LmfError
+from .evaluate.task import Chosen, EvalTask, Outcome, Problem, Written
+from .plugins import Plugins
 from .specs import ModelSpec, Objective, Record, TuningMethod
 from .templates.jinja import AnyTemplate, JinjaTemplate
 from .templates.sandbox import DATE
@@ -28,6 +30,8 @@ from .templates.traits import SAMPLES, takes, traits
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from .evaluate.sources import Items
+
 TALK = (Message("user", "Ping?"), Message("assistant", "Pong!"), Message("user", "Bye."), Message("assistant", "Ciao!"))
 TINY = ModelSpec(
     name="tiny",
@@ -35,6 +39,7 @@ TINY = ModelSpec(
     template="chatml",
     projections=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
+TASK_ITEMS = 8  # of a benchmark, which are asked
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -463,3 +468,64 @@ def check_objective(objective: Objective, records: Iterable[Record], template: T
     for what, loss in (("one by one", alone), ("packed", packed)):
         close = math.isclose(padded, loss, rel_tol=1e-5)
         assert close, f"{name}: the loss is {padded} in one padded batch, but {loss} {what}"
+
+
+def check_task(task: EvalTask, folder: Path, plugins: Plugins | None = None) -> None:
+    """The problems can be read and asked; figures are numbers that do not depend on the order of the problems or
+    on what was there already; a perfect reply gets the best figure and an empty one no error.
+
+    Args:
+        task: The task; its data must be here.
+        folder: An empty folder, for a tiny model.
+        plugins: Where its data are looked up; by default what is installed.
+    """
+    from .evaluate.running import Evaluator, score, totals
+    from .evaluate.sources import limited, read_items
+    from .generate.caches import runner_for
+    from .generate.opening import open_model
+    from .settings import Evaluation
+
+    plugins = plugins or Plugins()
+    items = limited(read_items(task, plugins), TASK_ITEMS)
+    assert items.items, f"{task.name}: it has no problems"
+    chatter = open_model(str(tiny_checkpoint(folder)), plugins)
+    runner = runner_for(chatter.model)
+    asked = Evaluation(template="none", shots=min(task.shots, len(items.examples) - 1), max_tokens=4, on_overflow="cut")
+
+    def sums(items: Items, done: Container[int] = ()) -> dict[str, dict[str, tuple[float, ...]]]:
+        found = [one for some in Evaluator(items, asked, chatter, runner).run(done) for one in some]
+        return {items.items[number].key: score(task, items.items[number], outcome) for number, outcome in found}
+
+    whole = sums(items)
+    turned = dataclasses.replace(items, items=items.items[::-1])
+    assert sums(turned) == whole, f"{task.name}: its figures depend on the order of the problems"
+    rest = sums(items, done=range(len(items.items) // 2))
+    assert rest == {key: whole[key] for key in rest}, f"{task.name}: an interrupted run gives other figures"
+    for name, value in totals(task, list(whole.values())).items():
+        assert isinstance(value, float | int), f"{task.name}: the figure {name} is {value!r}, no number"
+    if task.asks != "likelihood":
+        _check_scores(task, items)
+
+
+def _check_scores(task: EvalTask, items: Items) -> None:
+    """Compare the figures of perfect outcomes with those of wrong ones."""
+    from .evaluate.metrics import metrics_of
+    from .evaluate.running import score, totals
+
+    def figures(right: bool) -> dict[str, float]:
+        return totals(task, [score(task, item, _outcome(task, item.problem, right)) for item in items.items])
+
+    best, worst = figures(True), figures(False)
+    better = [
+        metric.name
+        for metric in metrics_of(task)
+        if (best[metric.name] > worst[metric.name]) == metric.higher and best[metric.name] != worst[metric.name]
+    ]
+    assert better, f"{task.name}: no figure is better for right answers than for wrong ones: {best}, {worst}"
+
+
+def _outcome(task: EvalTask, problem: Problem, right: bool) -> Outcome:
+    if task.asks == "reply":
+        return Written((problem.shown if right else "",), ("stop",))
+    chosen = [-1.0 if (number in problem.right) == right else -1000.0 for number in range(len(problem.choices))]
+    return Chosen(tuple(chosen), (1,) * len(chosen))

@@ -60,7 +60,7 @@ def read_hub(name: str, report: Report) -> Iterator[tuple[int, Any]]:
             f"{name}: datasets {datasets.__version__} can run code that a data set brings; pip install 'datasets>=4'"
         )
     try:
-        found = datasets.load_dataset(wanted.id, wanted.config, split=wanted.split)
+        found: Any = datasets.load_dataset(wanted.id, wanted.config, split=wanted.split)
     except Exception as error:  # a loader of any kind and the network are behind it
         cause = str(error).strip() or type(error).__name__
         raise DataError(f"{name} cannot be loaded by the library datasets: {cause}") from None

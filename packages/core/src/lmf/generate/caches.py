@@ -101,6 +101,10 @@ class Cache:
             all[:, :, self.length : end] = some
         return [x[:, :, :end] for x in kept]
 
+    def read(self, layer: int) -> list[torch.Tensor]:
+        """Return the keys and values of all tokens, (1, H, length, D) each."""
+        return [x[:, :, : self.length] for x in self._layers[layer]]
+
     def fork(self) -> Cache:
         other = Cache()
         other.length = self.length
@@ -109,6 +113,42 @@ class Cache:
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
+
+
+class Stem:
+    """What several texts begin with, read in the same forward pass as they; nothing of it is kept after that.
+
+    Args:
+        root: What was read of it before; None for nothing.
+    """
+
+    def __init__(self, root: Cache | None = None):
+        self.root = root
+        self.length = root.length if root else 0
+        self.now: list[torch.Tensor] = []  # keys and values in the layer that is computed, (1, H, n, D)
+
+    def extend(self, layer: int, *new: torch.Tensor) -> list[torch.Tensor]:
+        """As ``Cache.extend``."""
+        before = self.root.read(layer) if self.root else None
+        self.now = [torch.cat(pair, 2) for pair in zip(before, new, strict=True)] if before else list(new)
+        return self.now
+
+
+class Branch:
+    """How one of several texts goes on from what all begin with.
+
+    Args:
+        stem: What they begin with; of a ``Stem``, the part that reads it stands before this one's.
+        length: The tokens of it.
+    """
+
+    def __init__(self, stem: Stem | Cache, length: int):
+        self.stem, self.length = stem, length
+
+    def extend(self, layer: int, *new: torch.Tensor) -> list[torch.Tensor]:
+        """As ``Cache.extend``."""
+        before = self.stem.now if isinstance(self.stem, Stem) else self.stem.read(layer)
+        return [torch.cat(pair, 2) for pair in zip(before, new, strict=True)]
 
 
 class Packed:
@@ -129,22 +169,32 @@ class Packed:
     def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         if self.alone and len(parts) > 1:
             return [logits for part in parts for logits in self.forward([part])]
+        inputs, index = self.inputs(parts)
+        logits = self.model(**inputs, logits_to_keep=index).logits[0]
+        self.advance(parts)
+        return list(logits.split([part.kept for part in parts]))
+
+    def inputs(self, parts: Sequence[Part]) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return the arguments of the model that make it read on in each text, and the places of what is kept."""
         lengths = [len(part.ids) for part in parts]
         bounds = tuple(itertools.accumulate(lengths, initial=0))
         ids = [id for part in parts for id in part.ids]
         positions = [part.state.length + i for part in parts for i in range(len(part.ids))]
         index = [end - back for part, end in zip(parts, bounds[1:], strict=True) for back in range(part.kept, 0, -1)]
-        logits = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            bounds=bounds,
-            caches=[part.state for part in parts],
-            use_cache=False,
-            logits_to_keep=torch.tensor(index, device=self.device),
-        ).logits[0]
-        for part, length in zip(parts, lengths, strict=True):
-            part.state.length += length
-        return list(logits.split([part.kept for part in parts]))
+        inputs = {
+            "input_ids": torch.tensor([ids], device=self.device),
+            "position_ids": torch.tensor([positions], device=self.device),
+            "bounds": bounds,
+            "caches": [part.state for part in parts],
+            "use_cache": False,
+        }
+        return inputs, torch.tensor(index, dtype=torch.long, device=self.device)
+
+    @staticmethod
+    def advance(parts: Sequence[Part]) -> None:
+        """Note that the texts were read on."""
+        for part in parts:
+            part.state.length += len(part.ids)
 
 
 class _Held:

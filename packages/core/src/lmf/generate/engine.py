@@ -157,6 +157,7 @@ class Engine:
         self.active: list[Reply] = []
         self.drafted = self.right = 0
         self._kept: deque[tuple[list[int], Any]] = deque(maxlen=kept if runner.crops else 0)
+        self._root: tuple[Sequence[int], Any] = ((), None)
 
     def submit(
         self,
@@ -210,6 +211,14 @@ class Engine:
         replies[0]._siblings = replies[1:]
         self.waiting.append(replies[0])
         return replies
+
+    @torch.no_grad()
+    def remember(self, root: Sequence[int]) -> None:
+        """Read what many prompts to come begin with, to read it only once; it takes the place of an earlier one."""
+        state = self.runner.begin() if root else None
+        for at in range(0, len(root), CHUNK):
+            self.runner.forward([Part(state, root[at : at + CHUNK], 0)])
+        self._root = (root, state)
 
     def finish(self, replies: Sequence[Reply]) -> None:
         """Write until these replies are done."""
@@ -270,6 +279,9 @@ class Engine:
 
     def _begin(self, prompt: Sequence[int]) -> Any:
         """Return a state that has read as much of a prompt as any that was kept."""
+        root, read = self._root
+        if root and len(root) < len(prompt) and tuple(prompt[: len(root)]) == tuple(root):
+            return read.fork()
         lengths = [shared(ids, prompt) for ids, _ in self._kept]
         if max(lengths, default=0) < SHARED:
             return self.runner.begin()

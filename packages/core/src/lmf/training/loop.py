@@ -24,6 +24,8 @@ from ..config import to_toml
 from ..encoding.encoder import Example
 from ..encoding.material import Material, encode_data
 from ..errors import ConfigError, DataError, Interrupted, LmfError
+from ..evaluate.running import Evaluator, score, totals
+from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
 from ..guard import Stop, lock
 from ..plan import Plan, check_output
@@ -39,7 +41,7 @@ from ..runs import (
     write_file,
     write_run,
 )
-from ..settings import Sampling
+from ..settings import Evaluation, Sampling
 from . import checkpoint, packing
 from .learner import Learner, check_tuner, load_learner
 from .loss import Learned
@@ -246,9 +248,12 @@ class _Run:
         return self.learner.batch(examples).to(self.device)
 
     def _evaluate(self) -> bool:
-        """Measure the held-out loss in nats per token; tell whether it is the lowest so far."""
+        """Measure the held-out loss in nats per token, and benchmarks; tell whether the loss is the lowest so far."""
         examples = self.material.held_out
+        figures = self._measure() if self.plan.tasks and self.accelerator.is_main_process else {}
         if not examples:
+            if figures:
+                self._evaluated({"step": self.done, **figures})
             return False
         self.wrapped.eval()
         mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
@@ -262,14 +267,27 @@ class _Run:
         loss = self._sum(losses).item() / sum(e.weight for e in examples)
         if not math.isfinite(loss):
             self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
-        entry = {"step": self.done, "eval_loss": loss}
-        self._log(entry)
-        self.report.evaluated(entry)
+        self._evaluated({"step": self.done, "eval_loss": loss, **figures})
         if self.best is not None and not loss < self.best["loss"]:
             self.since_best += 1
             return False
         self.best, self.since_best = {"step": self.done, "loss": loss}, 0
         return self.done > 0
+
+    def _evaluated(self, entry: dict[str, Any]) -> None:
+        self._log(entry)
+        self.report.evaluated(entry)
+
+    def _measure(self) -> dict[str, float]:
+        """Return the figures of the benchmarks, as TASK/FIGURE; the model is afterwards what it was before."""
+        chatter = Chatter(self.model, self.material.tokenizer, self.material.encoder)
+        found = {}
+        with self.learner.precision(self.device), reading(self.model) as runner:
+            for items in self.plan.tasks:
+                done = dict(one for some in Evaluator(items, Evaluation(), chatter, runner).run() for one in some)
+                sums = [score(items.task, items.items[number], done[number]) for number in sorted(done)]
+                found |= {f"{items.task.name}/{name}": value for name, value in totals(items.task, sums).items()}
+        return found
 
     def _due(self, every: int | None) -> bool:
         return self.done % (every or self.supply.per_epoch or self.steps) == 0 or self.done == self.steps

@@ -1,0 +1,1 @@
+"""Benchmarks: from a task and a model to figures."""

@@ -1,0 +1,233 @@
+"""From a problem to token ids: as a text that goes on, or as a conversation in a template."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+
+from ..conversation import Message
+from ..errors import ConfigError, DataError
+from ..generate.caches import shared
+from ..generate.opening import Chatter
+from ..settings import Evaluation
+from .likelihood import Text
+from .sources import Item, Items
+from .task import EvalTask, Problem
+
+INPUT = "{input}"  # in --prompt-structure
+NONE = "none"  # as --template
+
+
+def in_template(task: EvalTask, evaluation: Evaluation, chatter: Chatter) -> bool:
+    """Return whether a task is asked in the template of a model.
+
+    Raises:
+        ConfigError: A template was asked for and there is none.
+    """
+    if evaluation.prompt_structure is not None or evaluation.template == NONE:
+        return False
+    if evaluation.template is None:
+        return not task.continues and chatter.template is not None
+    if chatter.template is None:
+        raise ConfigError("This model has no template of its own; name one with --template, or --template none.")
+    return True
+
+
+class Asker:
+    """Asks the problems of a task.
+
+    Args:
+        items: The task and its problems.
+        evaluation: How they are asked.
+        chatter: Whom.
+
+    Attributes:
+        cut: How many prompts lost their beginning because they were too long.
+        shots: How many examples stand before each problem.
+    """
+
+    def __init__(self, items: Items, evaluation: Evaluation, chatter: Chatter):
+        self.task, self.evaluation, self.chatter = items.task, evaluation, chatter
+        self.templated = in_template(items.task, evaluation, chatter)
+        self.shots = items.task.shots if evaluation.shots is None else evaluation.shots
+        if evaluation.context and evaluation.context > chatter.context:
+            most = f"the {chatter.context:,} tokens that the model can read"
+            raise ConfigError(f"--context {evaluation.context} is more than {most}.")
+        self.context = evaluation.context or chatter.context
+        self.cut = 0
+        examples = list(items.examples)
+        if evaluation.seed is not None:
+            random.Random(evaluation.seed).shuffle(examples)
+        self._examples: dict[str, list[Item]] = {}
+        for example in examples if self.shots else ():
+            self._examples.setdefault(example.problem.part, []).append(example)
+        self._check(items)
+
+    def choices(self, item: Item) -> list[Text]:
+        """Return the choices of a problem, each after its prompt."""
+        with _named(item):
+            problem, shots = item.problem, self._shots(item)
+            prompts = problem.prompts or (problem.prompt,) * len(problem.choices)
+            pairs = zip(prompts, problem.choices, strict=True)
+            return [self._fit(self._reply(prompt, choice, problem, shots)) for prompt, choice in pairs]
+
+    def prompt(self, item: Item, room: int) -> list[int]:
+        """Return the ids of the prompt of a problem, where ``room`` tokens may follow."""
+        with _named(item):
+            problem, shots = item.problem, self._shots(item)
+            if self.templated:
+                ids = self.chatter.ids(self._messages(problem.prompt, problem, shots))
+            else:
+                ids = self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or self._opening()
+            most = max(1, self.context - room)
+            if len(ids) > most:
+                self._too_long(len(ids) + room)
+            return ids[-most:]
+
+    def windows(self, item: Item) -> list[Text]:
+        """Return the windows in which a text is read, as LMFlow has them.
+
+        A window begins every ``stride`` tokens and scores what none before it scored. The first token of a text is
+        scored if something stands before it.
+        """
+        with _named(item):
+            return self._windows(item)
+
+    def _windows(self, item: Item) -> list[Text]:
+        problem = item.problem
+        if not problem.prompt:
+            plain = self.chatter.encoder.plain if self.task.joined is not None else self._bare
+            ids, start = plain(problem.answer), 1
+        elif self.templated:
+            prompt = self.chatter.ids(self._messages(problem.prompt, problem, self._shots(item)))
+            text = self._reply(problem.prompt, problem.answer, problem, self._shots(item))
+            ids, start = list(text.ids), min(len(prompt), text.start)
+        else:  # each by itself and without what opens a text, as LMFlow has it
+            prompt = self._bare(self._text(problem.prompt, problem, self._shots(item)) + self.task.between)
+            ids, start = prompt + self._bare(problem.answer), len(prompt)
+        window, stride = min(self.evaluation.window, self.context), self.evaluation.stride
+        texts, scored = [], max(1, start)
+        for begin in range(0, len(ids), stride):
+            end = min(begin + window, len(ids))
+            first = max(scored, begin + 1)
+            if first < end:
+                texts.append(Text(tuple(ids[begin:end]), first - begin))
+            scored = max(scored, end)
+            if end == len(ids):
+                break
+        if not texts:
+            raise DataError(f"the text is {len(ids)} token long, so there is nothing to score.")
+        return texts
+
+    def _check(self, items: Items) -> None:
+        structure = self.evaluation.prompt_structure
+        if structure is not None and INPUT not in structure:
+            raise ConfigError(f"--prompt-structure {structure!r} has no {INPUT}, where the prompt would stand.")
+        if not self.shots:
+            return
+        own = items.examples is items.items or items.examples == items.items
+        there = len(items.examples) - own
+        if there < self.shots:
+            raise ConfigError(f"--shots {self.shots}: {self.task.name} has {there} problems to show as examples.")
+
+    def _shots(self, item: Item) -> list[Problem]:
+        """Return the examples that stand before a problem: the first of its part, but never itself."""
+        if not self.shots:
+            return []
+        part = item.problem.part
+        others = (each.problem for each in self._examples.get(part, ()) if each.key != item.key)
+        found = list(itertools.islice(others, self.shots))
+        if len(found) < self.shots:
+            of = f" of the part {part!r}" if part else ""
+            raise DataError(f"there are {len(found)} examples{of}; --shots asks for {self.shots}.")
+        return found
+
+    def _reply(self, prompt: str | tuple[Message, ...], reply: str, problem: Problem, shots: Sequence[Problem]) -> Text:
+        """Return a reply after its prompt; the reply is scored."""
+        if self.templated:
+            messages = self._messages(prompt, problem, shots)
+            ids = self.chatter.ids(messages, prefill=reply)
+            return Text(tuple(ids), max(1, shared(self.chatter.ids(messages), ids[:-1])))
+        text = self._text(prompt, problem, shots)
+        before = text.rstrip()  # as the lm-evaluation-harness: white space belongs to what follows
+        if not before:
+            ids = self._bare(text + self.task.between + reply)
+            return Text((*self._opening(), *ids), 1)
+        start = self.chatter.encoder.plain(before)
+        whole = self.chatter.encoder.plain(text + self.task.between + reply)
+        # where a token reaches from one into the other and nothing remains of the reply, the harness gives up
+        rest = whole[len(start) :] or self._bare(text[len(before) :] + self.task.between + reply)
+        return Text((*start, *rest), len(start))
+
+    def _text(self, prompt: str | tuple[Message, ...], problem: Problem, shots: Sequence[Problem]) -> str:
+        task = self.task
+        shown = [f"{self._put(_example(shot))}{task.between}{shot.shown}{task.apart}" for shot in shots]
+        return "".join((problem.instructions, *shown, self._put(prompt)))
+
+    def _put(self, prompt: str | tuple[Message, ...]) -> str:
+        """Return a prompt as text, in its structure."""
+        if not isinstance(prompt, str):
+            if [message.role for message in prompt] != ["user"]:
+                roles = ", ".join(message.role for message in prompt)
+                raise DataError(f"a conversation ({roles}) is no text; ask it in a template: --template auto or NAME")
+            prompt = prompt[0].content
+        structure = self.evaluation.prompt_structure
+        return prompt if structure is None else structure.replace(INPUT, prompt)
+
+    def _messages(self, prompt: str | tuple[Message, ...], problem: Problem, shots: Sequence[Problem]) -> list[Message]:
+        messages = [Message("system", problem.instructions.strip())] if problem.instructions.strip() else []
+        for shot in shots:
+            messages += [*_turns(_example(shot)), Message("assistant", shot.shown)]
+        return [*messages, *_turns(prompt)]
+
+    def _bare(self, text: str) -> list[int]:
+        """Return the ids of a text without what opens one."""
+        encoder = self.chatter.encoder
+        ids = encoder.plain(text)
+        return ids[1:] if encoder.start else ids
+
+    def _opening(self) -> list[int]:
+        """Return the token that stands before a text which has none: what opens texts, or else what ends them."""
+        encoder = self.chatter.encoder
+        ids = (encoder.bos_id, self.chatter.tokenizer.convert_tokens_to_ids(encoder.eos) if encoder.eos else None)
+        first = next((id for id in ids if isinstance(id, int)), None)
+        if first is None:
+            raise ConfigError("This tokenizer has no token to begin a text with, and a prompt is empty.")
+        return [first]
+
+    def _fit(self, text: Text) -> Text:
+        over = len(text.read) - self.context
+        if over <= 0:
+            return text
+        self._too_long(len(text.read))
+        if text.start <= over:
+            raise DataError(f"a choice alone is longer than the {self.context:,} tokens of the context.")
+        return Text(text.ids[over:], text.start - over)
+
+    def _too_long(self, tokens: int) -> None:
+        if self.evaluation.on_overflow == "error":
+            less = "ask with fewer --shots, or " if self.shots else ""
+            raise DataError(
+                f"the problem has {tokens:,} tokens with its reply, and the context {self.context:,}; "
+                f"{less}--on-overflow cut removes the beginning of such prompts."
+            )
+        self.cut += 1
+
+
+@contextlib.contextmanager
+def _named(item: Item) -> Iterator[None]:
+    """Have the message of what goes wrong with an item name it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{item.where}: {error}") from None
+
+
+def _example(shot: Problem) -> str | tuple[Message, ...]:
+    return shot.prompts[shot.right[0]] if shot.prompts else shot.prompt
+
+
+def _turns(prompt: str | tuple[Message, ...]) -> list[Message]:
+    return [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)

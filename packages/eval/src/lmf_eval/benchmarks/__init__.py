@@ -1,0 +1,1 @@
+"""Public benchmarks: a module for each field, each with a list ``TASKS``."""
