@@ -1,6 +1,7 @@
 """``lmf ui`` in a real browser: a chat, a run started from the page, and nothing asked of anybody else."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -202,13 +203,28 @@ def test_the_records_as_the_model_reads_them(page):
 
 
 def test_a_data_set_is_answered(page, folder):
+    tab(page, "Answer")
+    choose(page, "answer-model", "tiny")
+    choose(page, "answer-data", "talks.jsonl")
+    runs(page, "answer")
+    assert "lmf generate --in talks.jsonl --out replies.jsonl tiny" in text(page, "answer-command")
+    assert len((folder / "replies.jsonl").read_text().splitlines()) == 12
+    until(lambda: "one hello" in text(page, "answer-table") or "messages" in text(page, "answer-table"))
+
+
+def test_a_model_is_measured(page, folder):
+    (folder / "said.toml").write_text(
+        'name = "said"\nasks = "choices"\ndata = "said.jsonl"\nprompt = "{q}"\nchoices = ["one", "two"]\nanswer = "a"\n'
+    )
+    (folder / "said.jsonl").write_text('{"q": "the user says", "a": 0}\n{"q": "hello", "a": 1}\n')
     tab(page, "Evaluate")
     choose(page, "evaluate-model", "tiny")
-    choose(page, "evaluate-data", "talks.jsonl")
+    choose(page, "evaluate-task", "said.toml")
     runs(page, "evaluate")
-    assert "lmf generate --in talks.jsonl --out replies.jsonl tiny" in text(page, "evaluate-command")
-    assert len((folder / "replies.jsonl").read_text().splitlines()) == 12
-    until(lambda: "one hello" in text(page, "evaluate-table") or "messages" in text(page, "evaluate-table"))
+    assert "lmf eval run --task said.toml --out eval/figures tiny" in text(page, "evaluate-command")
+    figures = json.loads((folder / "eval/figures/results.json").read_text())["tasks"]["said"]["figures"]
+    until(lambda: "acc_norm" in text(page, "evaluate-table"))
+    assert f"{figures['acc']['value']:g}" in text(page, "evaluate-table")
 
 
 def test_a_model_is_exported(page, folder):

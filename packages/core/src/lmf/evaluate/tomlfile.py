@@ -58,6 +58,7 @@ def read_task(file: Path, plugins: Plugins) -> EvalTask:
     """
     try:
         found = make(_File, _known(read_toml(file), file))
+        metrics = tuple(plugins.metrics[name] for name in found.metrics)
     except LmfError as error:
         raise ConfigError(f"--task {file}: {error}") from None
     task = EvalTask(
@@ -68,7 +69,7 @@ def read_task(file: Path, plugins: Plugins) -> EvalTask:
         data=_beside(file, found.data),
         asks=found.asks,
         problems=_problems(found),
-        metrics=tuple(plugins.metrics[name] for name in found.metrics),
+        metrics=metrics,
         shots=found.shots,
         examples=_beside(file, found.examples) if found.examples else "",
         continues=found.continues,

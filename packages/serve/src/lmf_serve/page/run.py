@@ -16,7 +16,7 @@ from gradio.themes import Default
 from lmf import Plugins
 
 from ..command import accepting
-from . import evaluate, export, models, train
+from . import answer, evaluate, export, models, train
 from .chat import Talking
 from .fence import Fence
 from .jobs import Jobs
@@ -32,7 +32,10 @@ def page(plugins: Plugins, jobs: Jobs) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         with gr.Tab("Chat") as place:
             tabs: list[Talking | Running] = [Talking(place, plugins, here, jobs)]
-        for name, each in (("Train", train), ("Evaluate", evaluate), ("Export", export)):
+        tabs_of = {"Train": train, "Answer": answer, "Evaluate": evaluate, "Export": export}
+        if "eval" not in plugins.commands:
+            del tabs_of["Evaluate"]
+        for name, each in tabs_of.items():
             with gr.Tab(name) as place:
                 tabs.append(each.tab(place, plugins, here, jobs))
         for tab in tabs:  # what runs already, when the page is loaded again
