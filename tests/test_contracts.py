@@ -1,17 +1,31 @@
-"""Every installed template, method and objective keeps its promises; and each check fails where one is broken."""
+"""Every installed template, method, objective and benchmark keeps its promises; checks fail where one is broken."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lmf import Conversation, Criterion, Message, ModelSpec, Objective, Piece, Record, Template, Tuner, TuningMethod
+from lmf import (
+    Conversation,
+    Criterion,
+    Message,
+    Metric,
+    ModelSpec,
+    Objective,
+    Piece,
+    Record,
+    Template,
+    Tuner,
+    TuningMethod,
+)
 from lmf.config import make
 from lmf.encoding.encoder import Encoder, Example
+from lmf.evaluate.metrics import ACC
 from lmf.models import load_weights
-from lmf.testing import check_method, check_objective, check_template
+from lmf.testing import check_method, check_objective, check_task, check_template
 from lmf.training.loss import token_loss
 from lmf.training.packing import pack
 from lmf_full import FullOptions
@@ -21,6 +35,7 @@ from torch import nn
 
 TEMPLATES = [(PLUGINS.templates.qualified(each), each) for _, each in PLUGINS.templates.all()]
 METHODS = [(PLUGINS.methods.qualified(each), each) for _, each in PLUGINS.methods.all()]
+TASKS = [(PLUGINS.tasks.qualified(each), each) for _, each in PLUGINS.tasks.all() if Path(each.data).is_file()]
 OBJECTIVES = [(PLUGINS.objectives.qualified(each), each) for _, each in PLUGINS.objectives.all()]
 
 # what a method needs to be told before it can train
@@ -51,6 +66,32 @@ def given(name: str, item: Any) -> Any:
 @pytest.mark.parametrize(("name", "template"), TEMPLATES, ids=[name for name, _ in TEMPLATES])
 def test_a_template_keeps_its_promises(name, template):
     check_template(template)
+
+
+@pytest.mark.parametrize(("name", "task"), TASKS, ids=[name for name, _ in TASKS])
+def test_a_benchmark_keeps_its_promises(name, task, tmp_path):
+    check_task(task, tmp_path / "model")
+
+
+def counted() -> Metric:
+    """A figure that depends on how often it was asked for."""
+    count = itertools.count()
+    return Metric(name="counted", measure=lambda problem, outcome: float(next(count)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "complaint"),
+    [
+        (counted(), "its figures depend on the order of the problems"),
+        (Metric(name="always", measure=lambda problem, outcome: 1.0), "no figure is better for right answers"),
+        (Metric(name="turned", measure=ACC.measure, higher=False), "no figure is better for right answers"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_benchmark_that_breaks_a_promise_is_caught(metric, complaint, tmp_path):
+    task = dataclasses.replace(PLUGINS.tasks["hellaswag_sample"], metrics=(metric,))
+    with pytest.raises(AssertionError, match=complaint):
+        check_task(task, tmp_path / "model")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it

@@ -268,3 +268,48 @@ def test_a_python_file_with_the_hook_is_a_task(here):
 def test_the_tasks_are_listed_with_their_groups(here):
     told = lmf_without_torch("eval", "tasks").out
     assert "hellaswag_sample" in told and "commonsense_nll_eval" in told and "group" in told
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
+def test_an_adapter_of_a_run_and_one_of_peft_are_measured_on_their_base(here, tiny):
+    """Both give the figures of the merged model."""
+    put(
+        "talks.jsonl",
+        [{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "two"}]}] * 8,
+    )
+    train = ["--model", "./model", "--data", "talks.jsonl", "--template", "chatml", "--learning-rate", "0.01"]
+    assert lmf("train", "lora", *train, "--dtype", "float32", "--steps", "8", "--output", "run").code == 0
+    assert lmf("merge", "./model", "run", "merged").code == 0
+    measure(task="words.toml", out="merged-figures", model="./merged")
+    measure("--adapter", "run", task="words.toml", out="run-figures")
+    bare = Path("bare")
+    bare.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (bare / name).write_bytes((Path("run") / name).read_bytes())
+    measure("--adapter", "bare", task="words.toml", out="bare-figures")
+    measure(task="words.toml", out="base-figures")
+    merged, run, bare_one, base = (
+        torch.tensor([line["logprobs"] for line in items("words", f"{name}-figures")])
+        for name in ("merged", "run", "bare", "base")
+    )
+    torch.testing.assert_close(run, merged, rtol=0, atol=1e-4)
+    torch.testing.assert_close(bare_one, merged, rtol=0, atol=1e-4)
+    assert (base - merged).abs().max() > 0.1
+    wrong = measure("--adapter", "run", task="words.toml", out="wrong", model="smollm2-135m")
+    assert wrong.code == 1 and "--adapter run was trained on ./model, not on smollm2-135m" in wrong.err
+
+
+def test_humaneval_runs_what_was_written_where_that_is_allowed(here):
+    problem = {
+        "task_id": "x/0",
+        "prompt": "def two():\n",
+        "canonical_solution": "    return 2\n",
+        "test": "def check(candidate):\n    assert candidate() == 2\n",
+        "entry_point": "two",
+    }
+    put("humaneval.jsonl", [problem, problem | {"prompt": "def two():\n    return 2\n\nx = 1\n# "}])
+    done = measure("--data", "humaneval.jsonl", "--allow-code-execution", "--max-tokens", "2", task="humaneval")
+    assert done.code == 0, done.err
+    assert "no item counts for pass@10" in done.out
+    hits = [line["scores"]["pass@1"][0] for line in items("humaneval")]
+    assert hits == [0.0, 1.0]  # a comment behind a whole function changes nothing

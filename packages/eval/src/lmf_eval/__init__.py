@@ -10,6 +10,7 @@ from lmf import Command, EvalTask, Metric, hookimpl
 from .answers import METRICS
 from .benchmarks import commonsense, exams, lmflow, medicine, samples, science, truthfulness, writing
 from .texts import TEXT_METRICS
+from .tools import TOOL_METRICS
 
 
 def build() -> Mapping[str, Any]:
@@ -31,4 +32,4 @@ def lmf_tasks() -> list[EvalTask]:
 
 @hookimpl
 def lmf_metrics() -> list[Metric]:
-    return [*TEXT_METRICS.values(), *METRICS]
+    return [*TEXT_METRICS.values(), *METRICS, *TOOL_METRICS]

@@ -6,6 +6,7 @@ Figures are only ever made of these lines, so they can be made again, and two mo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,12 @@ class Score:
 
 
 def scores_of(task: EvalTask, lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the figures of some items, as ``results.json`` has them."""
+    """Return the figures of some items, as ``results.json`` has them; those that no item counts for are left out."""
     found = {}
     for metric in metrics_of(task):
         made: Figure = figure(metric, [line["scores"][metric.name] for line in lines])
-        found[metric.name] = {"value": made.value, "error": made.error, "higher": metric.higher}
+        if math.isfinite(made.value):
+            found[metric.name] = {"value": made.value, "error": made.error, "higher": metric.higher}
     return found
 
 

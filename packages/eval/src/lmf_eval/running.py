@@ -15,6 +15,7 @@ from typing import Any
 
 from lmf import Chosen, ConfigError, Likelihood, Written
 from lmf.config import flag
+from lmf.evaluate.metrics import metrics_of
 from lmf.evaluate.running import Evaluator, score
 from lmf.evaluate.sources import Item, Items
 from lmf.evaluate.task import Outcome
@@ -22,6 +23,7 @@ from lmf.generate.caches import runner_for
 from lmf.journal import journal, line
 from lmf.models import fingerprint, quiet
 from lmf.runs import replacing
+from lmf.templates.jinja import AUTO
 
 from .opening import open_for
 from .order import Order
@@ -110,15 +112,16 @@ def _measured(order: Order, items: Items, evaluator: Evaluator, asked: Mapping[s
             whole.writelines(line(lines[number]) for number in sorted(lines))
         found.begin_anew()
     ordered = [lines[number] for number in sorted(lines)]
+    figures = scores_of(task, ordered)
     return {
         "asked": dict(asked),
         "source": task.source,
         "items": len(ordered),
         "shots": evaluator.asker.shots,
         "in": _form(order, evaluator),
-        "figures": scores_of(task, ordered),
+        "figures": figures,
         "parts": parts_of(task, ordered),
-        "notes": _notes(evaluator, ordered),
+        "notes": _notes(evaluator, ordered, [each.name for each in metrics_of(task) if each.name not in figures]),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -156,7 +159,9 @@ def _told(item: Item, outcome: Outcome) -> dict[str, Any]:
             return {"choices": problem.choices, "right": right, "logprobs": outcome.logprobs, "tokens": outcome.tokens}
         case Written():
             right = [problem.answer, *problem.references]
-            return {"replies": outcome.texts, "finish": outcome.finish, "references": right}
+            told = {"replies": outcome.texts, "finish": outcome.finish, "references": right}
+            called = [[{"name": call.name, "arguments": call.arguments} for call in calls] for calls in outcome.calls]
+            return {**told, "calls": called} if called else told
         case Likelihood():
             return {"text": problem.answer, "windows": outcome.windows}
 
@@ -179,12 +184,13 @@ def _asked(order: Order, items: Items, evaluator: Evaluator, weights: str) -> di
 def _form(order: Order, evaluator: Evaluator) -> str:
     """Return in one word how problems were put."""
     if evaluator.asker.templated and evaluator.chatter.template:
-        return evaluator.chatter.template.name
+        name = evaluator.chatter.template.name
+        return "its own template" if name == AUTO else name
     return "text" if order.evaluation.prompt_structure is None else "structure"
 
 
-def _notes(evaluator: Evaluator, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = []
+def _notes(evaluator: Evaluator, lines: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> list[str]:
+    notes = [f"no item counts for {name}, or it is infinite" for name in missing]
     if evaluator.asker.cut:
         notes.append(f"{evaluator.asker.cut:,} prompts lost their beginning (--on-overflow cut)")
     if evaluator.task.asks == "reply":

@@ -185,7 +185,7 @@ def _rouge_scorer(kind: str, chinese: bool) -> Any:
 _segmenter = lru_cache(Segmenter)
 
 
-def _rouge(reply: str, right: list[str], kind: str) -> float:
+def rouge(reply: str, right: list[str], kind: str) -> float:
     """Return the ROUGE F1 (Lin, 2004) of a reply, without stemming, for the nearest right text."""
     scorers = [(_rouge_scorer(kind, bool(CJK.search(text))), text) for text in right]
     return max(float(scorer.score(text, reply)[kind].fmeasure) for scorer, text in scorers)
@@ -199,9 +199,9 @@ TEXT_METRICS: Mapping[str, Metric] = {
         Metric(name="bleu_zh", measure=_summed(partial(_bleu_counts, tokenizer="zh")), total=_bleu_total),
         Metric(name="bleu4_nltk", measure=_mean(_nltk_bleu)),
         Metric(name="chrf", measure=_summed(_chrf_counts), total=_chrf_total),
-        Metric(name="rouge_1", measure=_mean(partial(_rouge, kind="rouge1"))),
-        Metric(name="rouge_2", measure=_mean(partial(_rouge, kind="rouge2"))),
-        Metric(name="rouge_l", measure=_mean(partial(_rouge, kind="rougeL"))),
+        Metric(name="rouge_1", measure=_mean(partial(rouge, kind="rouge1"))),
+        Metric(name="rouge_2", measure=_mean(partial(rouge, kind="rouge2"))),
+        Metric(name="rouge_l", measure=_mean(partial(rouge, kind="rougeL"))),
         Metric(name="genie_accuracy", measure=_mean(starts_right)),
     )
 }

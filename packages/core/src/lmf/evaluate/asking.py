@@ -78,7 +78,7 @@ class Asker:
         with _named(item):
             problem, shots = item.problem, self._shots(item)
             if self.templated:
-                ids = self.chatter.ids(self._messages(problem.prompt, problem, shots))
+                ids = self._chat(problem.prompt, problem, shots)
             else:
                 ids = self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or self._opening()
             most = max(1, self.context - room)
@@ -101,7 +101,7 @@ class Asker:
             plain = self.chatter.encoder.plain if self.task.joined is not None else self._bare
             ids, start = plain(problem.answer), 1
         elif self.templated:
-            prompt = self.chatter.ids(self._messages(problem.prompt, problem, self._shots(item)))
+            prompt = self._chat(problem.prompt, problem, self._shots(item))
             text = self._reply(problem.prompt, problem.answer, problem, self._shots(item))
             ids, start = list(text.ids), min(len(prompt), text.start)
         else:  # each by itself and without what opens a text, as LMFlow has it
@@ -147,9 +147,8 @@ class Asker:
     def _reply(self, prompt: str | tuple[Message, ...], reply: str, problem: Problem, shots: Sequence[Problem]) -> Text:
         """Return a reply after its prompt; the reply is scored."""
         if self.templated:
-            messages = self._messages(prompt, problem, shots)
-            ids = self.chatter.ids(messages, prefill=reply)
-            return Text(tuple(ids), max(1, shared(self.chatter.ids(messages), ids[:-1])))
+            ids = self._chat(prompt, problem, shots, reply)
+            return Text(tuple(ids), max(1, shared(self._chat(prompt, problem, shots), ids[:-1])))
         text = self._text(prompt, problem, shots)
         before = text.rstrip()  # as the lm-evaluation-harness: white space belongs to what follows
         if not before:
@@ -176,11 +175,14 @@ class Asker:
         structure = self.evaluation.prompt_structure
         return prompt if structure is None else structure.replace(INPUT, prompt)
 
-    def _messages(self, prompt: str | tuple[Message, ...], problem: Problem, shots: Sequence[Problem]) -> list[Message]:
+    def _chat(
+        self, prompt: str | tuple[Message, ...], problem: Problem, shots: Sequence[Problem], reply: str = ""
+    ) -> list[int]:
+        """Return the ids of a prompt in the template, with the beginning of a reply."""
         messages = [Message("system", problem.instructions.strip())] if problem.instructions.strip() else []
         for shot in shots:
             messages += [*_turns(_example(shot)), Message("assistant", shot.shown)]
-        return [*messages, *_turns(prompt)]
+        return self.chatter.ids([*messages, *_turns(prompt)], reply, problem.tools)
 
     def _bare(self, text: str) -> list[int]:
         """Return the ids of a text without what opens one."""

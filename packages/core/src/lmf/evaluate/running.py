@@ -15,11 +15,13 @@ from typing import TypeVar
 
 import torch
 
+from ..conversation import ToolCall
 from ..errors import ConfigError, LmfError
 from ..generate.caches import Runner
 from ..generate.engine import MOST, Engine, Reply
 from ..generate.opening import Chatter
 from ..settings import Evaluation, Sampling
+from ..templates.calls import Notation, notation
 from .asking import Asker
 from .likelihood import Group, Scored, Scorer, Text, batches, root_of, tokens_of
 from .metrics import metrics_of
@@ -61,6 +63,8 @@ class Evaluator:
         self.task = items.task
         self.asker = Asker(items, evaluation, chatter)
         self.limit = evaluation.max_tokens or items.task.max_tokens
+        self._notation = self._reads_calls()
+        self._ends = chatter.stops()[0]
         if self.task.asks == "reply":
             self._prompts = [self.asker.prompt(item, self.limit) for item in self.items]
         else:
@@ -68,6 +72,22 @@ class Evaluator:
             units = [ask(number, item) for number, item in enumerate(self.items)]
             self._units = [unit for several in units for unit in several]
             self._first = [several[0].group[0] for several in units]
+
+    def _reads_calls(self) -> Notation | None:
+        """Return how the template writes calls, if tools are declared.
+
+        Raises:
+            ConfigError: They are, and there is no template that has a place for them.
+        """
+        if not any(item.problem.tools for item in self.items):
+            return None
+        template, encoder = self.chatter.template, self.chatter.encoder
+        found = notation(template, encoder.bos, encoder.eos) if template and self.asker.templated else None
+        if not found:
+            told = f"The task {self.task.name} declares tools, and"
+            named = f"the template {template.name!r}" if template and self.asker.templated else "a text"
+            raise ConfigError(f"{told} {named} has no place for calls of them; choose another --template.")
+        return found
 
     def run(self, done: Container[int] = ()) -> Iterator[list[Done]]:
         """Yield what came of the items, some at a time.
@@ -163,7 +183,15 @@ class Evaluator:
     def _written(self, number: int, replies: Sequence[Reply]) -> Written:
         if not all(math.isfinite(token.logprob) for reply in replies for token in reply.tokens):
             raise _not_finite(self.items[number])
-        return Written(tuple(reply.text for reply in replies), tuple(str(reply.finish) for reply in replies))
+        calls = tuple(self._calls(number, reply) for reply in replies) if self._notation else ()
+        return Written(tuple(reply.text for reply in replies), tuple(str(reply.finish) for reply in replies), calls)
+
+    def _calls(self, number: int, reply: Reply) -> tuple[ToolCall, ...]:
+        """Return the calls in a reply, read in the notation of the template."""
+        names = [tool["function"]["name"] for tool in self.items[number].problem.tools]
+        assert self._notation
+        ids = [id for id in reply.ids if id not in self._ends]
+        return tuple(self._notation.read(str(self.chatter.tokenizer.decode(ids)), names)[1])
 
     def _sections(self, all: Sequence[T], item: Callable[[T], int]) -> Iterator[list[T]]:
         """Yield what belongs to the same part of the benchmark, whose prompts may begin alike."""

@@ -7,12 +7,12 @@ import importlib.util
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..conversation import Conversation, Preference, Ranking, Unpaired
+from ..conversation import Preference, Ranking, Unpaired
 from ..data.inputs import exists
 from ..data.originals import Original, read_objects, read_originals
 from ..data.reading import DataFile
@@ -161,7 +161,7 @@ def _read(task: EvalTask, name: str, plugins: Plugins) -> tuple[list[Item], list
     for record in found.records:
         try:
             file = Path(record.where.rpartition(":")[0]).name
-            made = list(task.problems({**record.object, FILE: file})) if task.problems else [_of_record(record)]
+            made = list(task.problems({**record.object, FILE: file}) if task.problems else _of_record(record, task))
             for problem in made:
                 check_problem(task, problem)
             items += [_item(record.where, problem) for problem in made]
@@ -174,17 +174,23 @@ def _read(task: EvalTask, name: str, plugins: Plugins) -> tuple[list[Item], list
     return items, found.sources
 
 
-def _of_record(record: Original) -> Problem:
-    """Return what the last reply of a record is, given what stands before it; or a text to be read."""
+def _of_record(record: Original, task: EvalTask) -> Iterator[Problem]:
+    """Yield what the replies of a record are, given what stands before them; or a text to be read."""
     content = record.data
     if isinstance(content, str):
-        return Problem(answer=content)
-    if isinstance(content, Preference):
-        return Problem(prompt=content.prompt.messages, answer=content.chosen[-1].content)
-    talk = content.conversation if isinstance(content, Unpaired) else content
-    if isinstance(talk, Ranking) or talk.messages[-1].role != "assistant":
-        raise DataError("it has no reply whose likelihood could be asked")
-    return Problem(prompt=cast(Conversation, talk).messages[:-1], answer=talk.messages[-1].content)
+        yield Problem(answer=content)
+    elif isinstance(content, Preference):
+        yield Problem(prompt=content.prompt.messages, answer=content.chosen[-1].content)
+    else:
+        talk = content.conversation if isinstance(content, Unpaired) else content
+        if isinstance(talk, Ranking) or talk.messages[-1].role != "assistant":
+            raise DataError("it has no reply that could be asked")
+        places = [number for number, message in enumerate(talk.messages) if message.role == "assistant"]
+        for place in places if task.replies == "all" else places[-1:]:
+            reply = talk.messages[place]
+            calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in reply.calls]
+            more = {"calls": calls} if talk.tools else {}
+            yield Problem(prompt=talk.messages[:place], answer=reply.content, tools=talk.tools, more=more)
 
 
 def check_problem(task: EvalTask, problem: Problem) -> None:

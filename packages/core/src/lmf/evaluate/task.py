@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..conversation import Message
+from ..conversation import Message, ToolCall
 from ..errors import PluginError
 
 Asks = Literal["choices", "reply", "likelihood"]
@@ -32,6 +32,7 @@ class Problem:
         right: The numbers of the right choices, from 0.
         prompts: A prompt for each choice, where they differ; ``prompt`` is then "".
         references: Other replies that are right, too.
+        tools: Declarations of the tools that may be called, as ``lmf.Conversation`` has them.
         instructions: What stands before all examples, or the system message where there is a template.
         part: The part of the benchmark that it belongs to, for example a subject; "" where there are none.
         more: What else the score depends on.
@@ -43,6 +44,7 @@ class Problem:
     right: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     instructions: str = ""
     part: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -78,10 +80,12 @@ class Written:
     Attributes:
         texts: Its replies, mostly one.
         finish: Why each ended: "stop" or "length".
+        calls: The tools that each calls; empty where none were declared.
     """
 
     texts: tuple[str, ...]
     finish: tuple[str, ...] = ()
+    calls: tuple[tuple[ToolCall, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,8 @@ class EvalTask:
         asks: How the model is asked.
         problems: Makes the problems of a record of the data, mostly one; ``FILE`` is among its keys. Raises
             KeyError, TypeError, ValueError, IndexError or DataError where it cannot. None for data in any format of
-            ``--data``: the last reply is the answer, or the text is read.
+            ``--data``: a reply is the answer, or the text is read.
+        replies: With data in any format, which replies of a conversation are asked: the last, or all.
         metrics: The figures; by default the usual ones for what it asks.
         shots: How many examples stand before each problem.
         examples: Where they come from: anything that ``--data`` takes; by default the other problems.
@@ -174,6 +179,7 @@ class EvalTask:
     data: str
     asks: Asks
     problems: Callable[[Mapping[str, Any]], Iterable[Problem]] | None = None
+    replies: Literal["last", "all"] = "last"
     metrics: tuple[Metric, ...] = ()
     shots: int = 0
     examples: str = ""

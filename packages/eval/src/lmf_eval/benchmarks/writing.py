@@ -9,7 +9,11 @@ from lmf import EvalTask, Problem
 
 from ..answers import FLEXIBLE, FLEXIBLE_EXTRACT, RULES, STRICT, answer_metric
 from ..code import pass_at
+from ..texts import TEXT_METRICS
+from ..tools import TOOL_METRICS
 from .choices import HARNESS
+
+FIGURES = ("genie_accuracy", "rouge_1", "rouge_2", "rouge_l", "bleu4_nltk", "bleu", "chrf", "f1")
 
 
 def gsm8k(record: Mapping[str, Any]) -> list[Problem]:
@@ -52,6 +56,28 @@ TASKS = [
         stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
         max_tokens=1024,
         runs_code=True,
+    ),
+    EvalTask(
+        name="replies",
+        summary="The replies to --data beside those that it has: LLM-Genie's figures and others (extra texts).",
+        source="LLM-Genie's --do_predict",
+        version=1,
+        data="",
+        asks="reply",
+        metrics=tuple(TEXT_METRICS[name] for name in FIGURES),
+        continues=False,
+        max_tokens=512,
+    ),
+    EvalTask(
+        name="tools",
+        summary="Calls of tools in the dialogues of --data: the right tool, its arguments, needless calls.",
+        source="Qwen's evaluation of plugins",
+        version=1,
+        data="",
+        asks="reply",
+        replies="all",
+        metrics=TOOL_METRICS,
+        continues=False,
     ),
     *(
         EvalTask(
