@@ -2,11 +2,11 @@
 
 Usage: evaluate.py [--rounds N] [--tasks NAME,...] [--results FILE]
 
-The items are those that come with lmf-eval (hellaswag_sample and pubmedqa_sample, 100 each), the model is
+The items are those that come with lmf-eval (hellaswag_sample and truthfulqa_sample, 100 each), the model is
 SmolLM2-135M-Instruct in fp32, on the CPU. The harness runs with a batch of 1, 8 and 16, and is compared by the best of
 them. Each run is a process of its own, the tools take turns, and the figures are medians: seconds from the first
 request to the last result, without loading; processor seconds of the same; the highest resident set of the process.
-Log-likelihoods must agree within 1e-4 and all decisions must be the same, or the script fails.
+Log-likelihoods must agree within 1e-3 and all decisions must be the same, or the script fails.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
-TASKS = ("hellaswag_sample", "pubmedqa_sample")
+TASKS = ("hellaswag_sample", "truthfulqa_sample")
 BATCHES = (1, 8, 16)  # of the harness
 OURS = "lmf"
-CLOSE = 1e-4  # nats, of the log-likelihood of a choice
+CLOSE = 1e-3  # nats, of the log-likelihood of a choice; the harness's own softmax in 32 bits is off by half of that
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from lmf.generate.opening import Chatter
 from lmf.testing import tiny_model, tiny_tokenizer
 
 TEMPLATES = Plugins().templates
-TOKENIZER = tiny_tokenizer()
+TOKENIZER: Any = tiny_tokenizer()
 MODEL = tiny_model(vocab_size=len(TOKENIZER))
 WORDS = ["the user", "hello", "he", "l", "lo", "is", "what is", "温", "\n", "  ", " ", "1", "x's", ".", "é", "answer"]
 
@@ -216,7 +216,7 @@ def test_messages_of_a_problem_are_a_conversation():
     asker = Asker(items, Evaluation(), whom)
     (window,) = asker.windows(items.items[0])
     assert (list(window.ids), scored(window)) == (whom.ids(talk, "Bye"), "Bye")
-    with pytest.raises(DataError, match="f:1: a conversation .user, assistant, user. is no text; ask it in a template"):
+    with pytest.raises(DataError, match=r"f:1: a conversation \(user, assistant, user\) is no text; ask it"):
         Asker(items, Evaluation(template="none"), whom).windows(items.items[0])
 
 
@@ -238,7 +238,7 @@ def test_a_template_without_a_place_for_instructions_is_named():
     items = items_of([question(1, instructions="Be brief.")], continues=False)
     asker = Asker(items, Evaluation(), chatter("vanilla"))
     for ask in (asker.choices, lambda item: asker.prompt(item, 5)):
-        with pytest.raises(DataError, match="^f:1: the template 'vanilla' has no place for a system message"):
+        with pytest.raises(DataError, match=r"^f:1: the template 'vanilla' has no place for a system message"):
             ask(items.items[0])
 
 
@@ -262,7 +262,7 @@ def test_braces_in_a_prompt_are_not_a_place_for_another():
 
 
 def test_a_structure_without_a_place_for_the_prompt_is_refused():
-    with pytest.raises(ConfigError, match="--prompt-structure 'Human:' has no {input}"):
+    with pytest.raises(ConfigError, match=r"--prompt-structure 'Human:' has no \{input\}"):
         Asker(items_of([question(1)]), Evaluation(prompt_structure="Human:"), chatter())
 
 
@@ -280,7 +280,7 @@ def test_what_is_longer_than_the_context_is_refused_with_what_to_do(template):
         "tokens with its reply, and the context 12; ask with fewer --shots, or --on-overflow cut removes the beginning "
         "of such prompts."
     )
-    with pytest.raises(DataError, match="f:1: the problem has .* and the context 12; ask with fewer"):
+    with pytest.raises(DataError, match=r"f:1: the problem has .* and the context 12; ask with fewer"):
         asker.prompt(items.items[0], 3)
 
 

@@ -421,3 +421,16 @@ def test_a_lookup_finds_what_followed_the_longest_end():
 def test_a_model_that_cannot_forget_takes_no_drafts():
     with pytest.raises(LmfError, match="cannot take back what it has read"):
         Engine(OneByOne(model_of("bloom, ALiBi")), TOKENIZER, (), 100, draft=lambda s, c: Lookup())
+
+
+def test_a_long_prompt_alone_is_read_in_parts_of_which_all_but_the_last_keep_nothing():
+    prompt = [3 + number * 7 % 290 for number in range(CHUNK * 2 + 10)]
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with torch.no_grad():
+        expected = model_of("llama").generate(torch.tensor([prompt]), **how)
+    writer = Engine(runner_for(model_of("llama")), TOKENIZER, (), 2000)
+    (reply,) = writer.submit(prompt, Sampling(max_tokens=6))
+    for _ in range(2):
+        assert writer.step() and not reply.ids
+    writer.finish([reply])
+    assert [*prompt, *reply.ids] == expected[0].tolist()

@@ -12,12 +12,12 @@ from lmf import ConfigError, LmfError, Message, Sampling, Template, UnknownName
 from lmf.config import make
 from lmf.encoding.encoder import Encoder
 from lmf.errors import Interrupted
-from lmf.generate.caches import reading
+from lmf.generate.caches import Part, reading
 from lmf.generate.opening import Chatter, open_model, reply
 from lmf.testing import tiny_checkpoint, tiny_model
 from lmf.training import packing
 from tinyrun import PLUGINS, run, stop_at, talks
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,16 @@ def test_the_template_of_a_model_is_its_own(tmp_path):
     assert own is not None and (own.name, own.stop) == ("auto", ("<|im_end|>",))
     assert own.jinja() == PLUGINS.templates["chatml"].jinja()
     assert open_model(str(model), PLUGINS, "zephyr").template is PLUGINS.templates["zephyr"]
+
+
+def test_a_model_without_the_faster_attention_is_read_in_the_middle_of_training():
+    """Gemma 2 bounds its scores, which only the slower attention of transformers does."""
+    config = Gemma2Config(vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16)
+    model = Gemma2ForCausalLM(config)
+    model.set_attn_implementation(packing.ATTENTION)
+    with reading(model) as runner:
+        (logits,) = runner.forward([Part(runner.begin(), [1, 2, 3], 3)])
+    assert (model.config._attn_implementation, model.training) == (packing.ATTENTION, True)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model.eval()(torch.tensor([[1, 2, 3]])).logits[0], rtol=0, atol=1e-4)

@@ -86,7 +86,7 @@ def batches(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[lis
     batch: list[T] = []
     tokens = 0
     for item, size in zip(items, sizes, strict=True):
-        if batch and tokens + size / 2 > share:
+        if batch and (tokens + size / 2 > share or tokens + size > most):
             yield batch
             batch, tokens = [], 0
         batch.append(item)

@@ -46,9 +46,11 @@ def distribution(
 
 
 def draw(probabilities: torch.Tensor, chance: random.Random) -> int:
-    """Return a token drawn from a distribution, which need not sum to 1; (V,)."""
+    """Return a token drawn from a distribution, which need not sum to 1; (V,). Of one that is no number, the first."""
     sums = probabilities.cumsum(0)
     total = float(sums[-1])
+    if not math.isfinite(total):  # whoever reads the log-probability of the token sees it
+        return 0
     at = min(total * chance.random(), math.nextafter(total, 0.0))  # the product may be rounded up to the total
     return int(torch.searchsorted(sums, at, right=True))
 
