@@ -13,7 +13,7 @@ def plugins():
     return Plugins(only=())
 
 
-def test_the_core_provides_its_formats_and_one_optimizer_as_a_plugin(plugins):
+def test_the_core_provides_its_formats_one_optimizer_and_the_usual_figures_as_a_plugin(plugins):
     (core,) = plugins.installed
     assert (core.package, core.problem) == ("lmf-core", None)
     assert core.provides == {
@@ -23,6 +23,11 @@ def test_the_core_provides_its_formats_and_one_optimizer_as_a_plugin(plugins):
             *("preference", "messages-preference", "sharegpt-preference", "alpaca-preference"),
             *("alpaca-pair", "response-pair", "transcript-preference"),
             *("unpaired", "messages-unpaired", "sharegpt-unpaired", "alpaca-unpaired", "ranking"),
+        ],
+        "metric": [
+            *("acc", "acc_norm", "acc_bytes", "acc_tokens", "exact"),
+            *("nll", "nll_per_token", "nll_per_byte", "nll_per_word", "perplexity"),
+            *("right_share", "lmflow_perplexity"),
         ],
     }
 

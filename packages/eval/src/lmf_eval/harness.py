@@ -31,6 +31,7 @@ try:
 except ImportError:
     raise LmfError("Tasks of the lm-evaluation-harness need it: pip install 'lmf-eval[harness]'") from None
 
+YAML = (".yaml", ".yml")
 TOKENS = 256  # of a reply, where the task does not say
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -150,14 +151,25 @@ class Harnessed(LM):
         return [self.chatter.tokenizer.get_vocab()[encoder.eos]]
 
 
-def measure_harness(order: Order, chatter: Chatter, runner: Runner) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Have the harness measure its tasks.
+def called(name: str) -> str:
+    """Return what the results call a task: its name, or that in its YAML file."""
+    return HARNESS + (_task_of(Path(name)) if name.endswith(YAML) else name)
+
+
+def measure_harness(order: Order, name: str, chatter: Chatter, runner: Runner) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Have the harness measure a task or a group of them.
+
+    Args:
+        order: How it is asked.
+        name: Its name, or its YAML file.
+        chatter: The model.
+        runner: Runs it.
 
     Yields:
         The name of each task and its result, as ``results.json`` has them.
 
     Raises:
-        LmfError: It has no such task, or its data are not here.
+        LmfError: There is no such task, or its data are not here.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -170,32 +182,28 @@ def measure_harness(order: Order, chatter: Chatter, runner: Runner) -> Iterator[
     templated = evaluation.template not in (None, "none")
     if templated and chatter.template is None:
         raise ConfigError("This model has no template of its own; name one with --template, or --template none.")
-    for name in order.harness:
-        file = Path(name) if name.endswith((".yaml", ".yml")) else None
-        manager = TaskManager(include_path=None if file is None else str(file.parent))
-        wanted = _task_of(file) if file else name
-        if not manager.match_tasks([wanted]):
-            raise ConfigError(
-                f"--task {HARNESS}{name}: the lm-evaluation-harness {lm_eval.__version__} has no such task."
-            )
-        began = time.monotonic()
-        try:
-            found = evaluate(
-                model=Harnessed(chatter, runner, evaluation.batch_tokens, evaluation.context),
-                tasks=[wanted],
-                num_fewshot=evaluation.shots,
-                limit=evaluation.limit,
-                bootstrap_iters=1000,
-                log_samples=True,
-                apply_chat_template=templated,
-                task_manager=manager,
-                confirm_run_unsafe_code=order.wanted.allow_code_execution,
-            )
-        except (ConnectionError, FileNotFoundError, OSError, ValueError) as error:  # what loads its data raises
-            cause = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise LmfError(f"--task {HARNESS}{name}: the harness could not run it: {cause}") from error
-        for task in found["results"]:
-            yield HARNESS + task, _result(order, task, found, chatter, templated, time.monotonic() - began)
+    manager = TaskManager(include_path=str(Path(name).parent) if name.endswith(YAML) else None)
+    wanted = called(name).removeprefix(HARNESS)
+    if not manager.match_tasks([wanted]):
+        raise ConfigError(f"--task {HARNESS}{name}: the harness {lm_eval.__version__} has no such task.")
+    began = time.monotonic()
+    try:
+        found = evaluate(
+            model=Harnessed(chatter, runner, evaluation.batch_tokens, evaluation.context),
+            tasks=[wanted],
+            num_fewshot=evaluation.shots,
+            limit=evaluation.limit,
+            bootstrap_iters=1000,
+            log_samples=True,
+            apply_chat_template=templated,
+            task_manager=manager,
+            confirm_run_unsafe_code=order.wanted.allow_code_execution,
+        )
+    except (ConnectionError, FileNotFoundError, OSError, ValueError) as error:  # what loads its data raises
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise LmfError(f"--task {HARNESS}{name}: the harness could not run it: {cause}") from error
+    for task in found["results"]:
+        yield HARNESS + task, _result(order, task, found, chatter, templated, time.monotonic() - began)
 
 
 def _result(
@@ -264,7 +272,11 @@ def _called(name: str, filter: str) -> str:
 
 def _task_of(file: Path) -> str:
     """Return the name of the task in a YAML file of the harness."""
-    for text in file.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--task {HARNESS}{file} cannot be read: {error}.") from None
+    for text in lines:
         if text.startswith("task:"):
             return text.removeprefix("task:").strip().strip("\"'")
     raise ConfigError(f"--task {HARNESS}{file}: the file names no task.")

@@ -44,7 +44,10 @@ def measure(order: Order) -> None:
     runner = runner_for(chatter.model)
     order.out.mkdir(parents=True, exist_ok=True)
     results = _begun(order)
-    results |= {"model": order.model, "weights": fingerprint(chatter.model), **_circumstances(order)}
+    weights = fingerprint(chatter.model)
+    if results["tasks"] and results["weights"] != weights:
+        raise ConfigError(f"{order.out} has figures of {results['model']} with other weights; name another --out.")
+    results |= {"model": order.model, "weights": weights, **_circumstances(order)}
     evaluators = [Evaluator(items, order.evaluation, chatter, runner) for items in order.items]  # all, before the first
     pairs = list(zip(order.items, evaluators, strict=True))
     asked_for = [_asked(order, items, evaluator, results["weights"]) for items, evaluator in pairs]
@@ -56,11 +59,16 @@ def measure(order: Order) -> None:
             continue
         results["tasks"][items.task.name] = _measured(order, items, evaluator, asked)
         write_results(order.out, results)
-    if order.harness:
-        from .harness import measure_harness
+    for name in order.harness:
+        from .harness import called, measure_harness
 
-        for name, result in measure_harness(order, chatter, runner):
-            results["tasks"][name] = result
+        before = results["tasks"].get(called(name))
+        _check_same(order, {**order.settings(), "task": called(name)}, before)
+        if before:
+            print(f"{called(name)}: the figures are there already", file=sys.stderr)
+            continue
+        for task, result in measure_harness(order, name, chatter, runner):
+            results["tasks"][task] = result
             write_results(order.out, results)
     write_reports(order.out, results)
     print_table(results)
