@@ -43,7 +43,7 @@ def linear_cross_entropy(
         chunk: Most elements of logits that exist at a time; by default what the device works on well.
     """
     if chunk is None:
-        chunk = 2**24 if hidden.device.type == "cpu" else 2**26  # 64 MiB stay near a CPU; a GPU wants more rows
+        chunk = _elements(hidden.device)
     rows = max(1, chunk // weight.shape[0])
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -71,7 +71,7 @@ def token_logprobs(
     if count < FEWEST:
         fill = FEWEST - count
         hidden, targets = (torch.cat([x, x[-1:].expand(fill, *x.shape[1:])]) for x in (hidden, targets))
-    parts = max(1, len(targets) * weight.shape[0] // (2**24 if hidden.device.type == "cpu" else 2**26))
+    parts = max(1, len(targets) * weight.shape[0] // _elements(hidden.device))
     found = []
     for states, ids in zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True):
         logits = F.linear(states, weight, bias).to(wide) * scale
@@ -80,6 +80,11 @@ def token_logprobs(
         found.append(chosen_logprobs(logits, ids))
     logprobs, likeliest = zip(*found, strict=True)
     return torch.cat(logprobs)[:count], torch.cat(likeliest)[:count]
+
+
+def _elements(device: torch.device) -> int:
+    """Return how many elements of logits may exist at a time."""
+    return 2**24 if device.type == "cpu" else 2**26  # 64 MiB stay near a CPU; a GPU wants more rows
 
 
 def chosen_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

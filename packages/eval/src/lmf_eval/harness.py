@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmf import ConfigError, LmfError, Message, Sampling
+from lmf.evaluate.asking import bare, following, opening
 from lmf.evaluate.likelihood import Scored, Scorer, Text, batches, tokens_of
 from lmf.evaluate.running import default_tokens
 from lmf.generate.batch import in_order
@@ -96,7 +97,7 @@ class Harnessed(LM):
         prompts = []
         for request in requests:
             sampling = _sampling(request.args[1])
-            ids = self._ids(request.args[0]) or self._opening()
+            ids = self._ids(request.args[0]) or opening(self.chatter)
             prompts.append((ids[-max(1, self.context - sampling.max_tokens) :], sampling))
         continues = not self._rendered
         return [replies[0].text for replies in in_order(engine, prompts, continues=continues)]
@@ -114,20 +115,17 @@ class Harnessed(LM):
         """Return a continuation after its context, split as the harness splits them."""
         if context in self._rendered:
             before = self._rendered[context]
-            ids = (*before, *self._bare(continuation))
+            ids = (*before, *bare(self.chatter, continuation))
         else:
-            kept = context.rstrip()
-            before = self._ids(kept) if kept else self._opening()
-            whole = self._ids(context + continuation) if kept else before
-            # where a token reaches from one into the other and nothing remains, the harness itself gives up
-            ids = (*before, *(whole[len(before) :] or self._bare(context[len(kept) :] + continuation)))
+            text = following(self.chatter, context, continuation)
+            before, ids = text.ids[: text.start], text.ids
         over = max(0, len(ids) - 1 - self.context)
         return Text(ids[over:], max(1, len(before) - over))
 
     def _windows(self, text: str) -> list[Text]:
         """Return the windows of a text: each full, and as few as there can be."""
-        opening, ids, most = self._opening(), self._bare(text), self.context
-        whole = (*opening, *ids)
+        ids, most = bare(self.chatter, text), self.context
+        whole = (*opening(self.chatter), *ids)
         texts = [Text(whole[: most + 1], 1)] if ids else []
         done = most + 1
         while done < len(whole):
@@ -139,16 +137,6 @@ class Harnessed(LM):
 
     def _ids(self, text: str) -> list[int]:
         return list(self._rendered.get(text) or self.chatter.encoder.plain(text))
-
-    def _bare(self, text: str) -> list[int]:
-        ids = self.chatter.encoder.plain(text)
-        return ids[1:] if self.chatter.encoder.start else ids
-
-    def _opening(self) -> list[int]:
-        encoder = self.chatter.encoder
-        if encoder.bos_id is not None:
-            return [encoder.bos_id]
-        return [self.chatter.tokenizer.get_vocab()[encoder.eos]]
 
 
 def called(name: str) -> str:

@@ -9,7 +9,7 @@ from lmf import LmfError
 from lmf.generate.opening import Chatter, open_model
 from lmf.runs import RUN_FILE, read_run
 
-from .order import Order
+from .order import Order, opened_with
 
 
 def open_for(order: Order) -> Chatter:
@@ -18,8 +18,7 @@ def open_for(order: Order) -> Chatter:
     Raises:
         LmfError: It cannot be opened, or the adapter does not belong to it.
     """
-    adapter, template = order.wanted.adapter, order.evaluation.template
-    named = "auto" if template in (None, "none") else str(template)
+    adapter, named = order.wanted.adapter, opened_with(order.evaluation)
     if adapter is None:
         return open_model(order.model, order.plugins, named, merged=True)
     if (adapter / RUN_FILE).exists():

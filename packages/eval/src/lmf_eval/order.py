@@ -52,7 +52,7 @@ def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plug
     Raises:
         LmfError: Something is not there, or cannot be used.
     """
-    check_opening(model, Opening(template=_template(evaluation)), plugins)
+    check_opening(model, Opening(template=opened_with(evaluation)), plugins)
     if wanted.adapter is not None and not wanted.adapter.is_dir():
         raise ConfigError(f"--adapter {wanted.adapter}: there is no such folder.")
     if evaluation.prompt_structure is not None and evaluation.template is not None:
@@ -77,7 +77,8 @@ def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plug
     return Order(model, wanted, evaluation, plugins, items, files, harness, out)
 
 
-def _template(evaluation: Evaluation) -> str:
+def opened_with(evaluation: Evaluation) -> str:
+    """Return the template that a model is opened with to be asked so."""
     return "auto" if evaluation.template in (None, "none") else str(evaluation.template)
 
 

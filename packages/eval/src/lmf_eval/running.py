@@ -88,8 +88,10 @@ def _check_same(order: Order, asked: Mapping[str, Any], before: Mapping[str, Any
     Raises:
         ConfigError: The folder has figures of the task that were asked for otherwise.
     """
-    for name in asked if before else ():
-        if before and before["asked"].get(name) != asked[name]:
+    if before is None:
+        return
+    for name in asked:
+        if before["asked"].get(name) != asked[name]:
             called = "MODEL" if name == "model" else flag(name) if name in order.settings() else name
             raise ConfigError(
                 f"{order.out} has figures of {asked['task']} with {called} {before['asked'].get(name)!r}, not "

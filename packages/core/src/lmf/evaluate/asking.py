@@ -69,9 +69,12 @@ class Asker:
         """Return the choices of a problem, each after its prompt."""
         with _named(item):
             problem, shots = item.problem, self._shots(item)
-            prompts = problem.prompts or (problem.prompt,) * len(problem.choices)
-            pairs = zip(prompts, problem.choices, strict=True)
-            return [self._fit(self._reply(prompt, choice, problem, shots)) for prompt, choice in pairs]
+            if problem.prompts:
+                pairs = zip(problem.prompts, problem.choices, strict=True)
+                texts = [text for prompt, choice in pairs for text in self._replies(prompt, [choice], problem, shots)]
+            else:
+                texts = self._replies(problem.prompt, problem.choices, problem, shots)
+            return [self._fit(text) for text in texts]
 
     def prompt(self, item: Item, room: int) -> list[int]:
         """Return the ids of the prompt of a problem, where ``room`` tokens may follow."""
@@ -80,7 +83,7 @@ class Asker:
             if self.templated:
                 ids = self._chat(problem.prompt, problem, shots)
             else:
-                ids = self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or self._opening()
+                ids = self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or opening(self.chatter)
             most = max(1, self.context - room)
             if len(ids) > most:
                 self._too_long(len(ids) + room)
@@ -96,17 +99,16 @@ class Asker:
             return self._windows(item)
 
     def _windows(self, item: Item) -> list[Text]:
-        problem = item.problem
+        problem, shots, chatter = item.problem, self._shots(item), self.chatter
         if not problem.prompt:
-            plain = self.chatter.encoder.plain if self.task.joined is not None else self._bare
-            ids, start = plain(problem.answer), 1
+            whole = self.task.joined is not None
+            ids, start = chatter.encoder.plain(problem.answer) if whole else bare(chatter, problem.answer), 1
         elif self.templated:
-            prompt = self._chat(problem.prompt, problem, self._shots(item))
-            text = self._reply(problem.prompt, problem.answer, problem, self._shots(item))
-            ids, start = list(text.ids), min(len(prompt), text.start)
+            (text,) = self._replies(problem.prompt, [problem.answer], problem, shots)
+            ids, start = list(text.ids), text.start
         else:  # each by itself and without what opens a text, as LMFlow has it
-            prompt = self._bare(self._text(problem.prompt, problem, self._shots(item)) + self.task.between)
-            ids, start = prompt + self._bare(problem.answer), len(prompt)
+            prompt = bare(chatter, self._text(problem.prompt, problem, shots) + self.task.between)
+            ids, start = prompt + bare(chatter, problem.answer), len(prompt)
         window, stride = min(self.evaluation.window, self.context), self.evaluation.stride
         texts, scored = [], max(1, start)
         for begin in range(0, len(ids), stride):
@@ -144,21 +146,16 @@ class Asker:
             raise DataError(f"there are {len(found)} examples{of}; --shots asks for {self.shots}.")
         return found
 
-    def _reply(self, prompt: str | tuple[Message, ...], reply: str, problem: Problem, shots: Sequence[Problem]) -> Text:
-        """Return a reply after its prompt; the reply is scored."""
+    def _replies(
+        self, prompt: str | tuple[Message, ...], replies: Sequence[str], problem: Problem, shots: Sequence[Problem]
+    ) -> list[Text]:
+        """Return replies after their prompt; the replies are scored."""
         if self.templated:
-            ids = self._chat(prompt, problem, shots, reply)
-            return Text(tuple(ids), max(1, shared(self._chat(prompt, problem, shots), ids[:-1])))
+            begun = self._chat(prompt, problem, shots)
+            whole = [self._chat(prompt, problem, shots, reply) for reply in replies]
+            return [Text(tuple(ids), max(1, shared(begun, ids[:-1]))) for ids in whole]
         text = self._text(prompt, problem, shots)
-        before = text.rstrip()  # as the lm-evaluation-harness: white space belongs to what follows
-        if not before:
-            ids = self._bare(text + self.task.between + reply)
-            return Text((*self._opening(), *ids), 1)
-        start = self.chatter.encoder.plain(before)
-        whole = self.chatter.encoder.plain(text + self.task.between + reply)
-        # where a token reaches from one into the other and nothing remains of the reply, the harness gives up
-        rest = whole[len(start) :] or self._bare(text[len(before) :] + self.task.between + reply)
-        return Text((*start, *rest), len(start))
+        return [following(self.chatter, text, self.task.between + reply) for reply in replies]
 
     def _text(self, prompt: str | tuple[Message, ...], problem: Problem, shots: Sequence[Problem]) -> str:
         task = self.task
@@ -184,21 +181,6 @@ class Asker:
             messages += [*_turns(_example(shot)), Message("assistant", shot.shown)]
         return self.chatter.ids([*messages, *_turns(prompt)], reply, problem.tools)
 
-    def _bare(self, text: str) -> list[int]:
-        """Return the ids of a text without what opens one."""
-        encoder = self.chatter.encoder
-        ids = encoder.plain(text)
-        return ids[1:] if encoder.start else ids
-
-    def _opening(self) -> list[int]:
-        """Return the token that stands before a text which has none: what opens texts, or else what ends them."""
-        encoder = self.chatter.encoder
-        ids = (encoder.bos_id, self.chatter.tokenizer.convert_tokens_to_ids(encoder.eos) if encoder.eos else None)
-        first = next((id for id in ids if isinstance(id, int)), None)
-        if first is None:
-            raise ConfigError("This tokenizer has no token to begin a text with, and a prompt is empty.")
-        return [first]
-
     def _fit(self, text: Text) -> Text:
         over = len(text.read) - self.context
         if over <= 0:
@@ -216,6 +198,36 @@ class Asker:
                 f"{less}--on-overflow cut removes the beginning of such prompts."
             )
         self.cut += 1
+
+
+def following(chatter: Chatter, context: str, continuation: str) -> Text:
+    """Return a continuation after its context, split as the lm-evaluation-harness splits them."""
+    kept = context.rstrip()  # white space belongs to what follows
+    before = chatter.encoder.plain(kept) if kept else opening(chatter)
+    whole = chatter.encoder.plain(context + continuation) if kept else before
+    # where a token reaches from one into the other and nothing remains of the reply, the harness gives up
+    rest = whole[len(before) :] or bare(chatter, context[len(kept) :] + continuation)
+    return Text((*before, *rest), len(before))
+
+
+def bare(chatter: Chatter, text: str) -> list[int]:
+    """Return the ids of a text without what opens one."""
+    ids = chatter.encoder.plain(text)
+    return ids[1:] if chatter.encoder.start else ids
+
+
+def opening(chatter: Chatter) -> list[int]:
+    """Return the token that stands before a text which has none: what opens texts, or else what ends them.
+
+    Raises:
+        ConfigError: The tokenizer has neither.
+    """
+    encoder = chatter.encoder
+    ids = (encoder.bos_id, chatter.tokenizer.convert_tokens_to_ids(encoder.eos) if encoder.eos else None)
+    first = next((id for id in ids if isinstance(id, int)), None)
+    if first is None:
+        raise ConfigError("This tokenizer has no token to begin a text with, and a prompt is empty.")
+    return [first]
 
 
 @contextlib.contextmanager

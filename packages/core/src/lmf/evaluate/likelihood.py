@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..generate.caches import Branch, Cache, Packed, Part, Runner, Stem, shared
+from ..generate.caches import Branch, Cache, Packed, Part, Runner, Stem, read_root, shared
 from ..losses import FEWEST, chosen_logprobs, token_logprobs
 from ..training.loss import find_head
 
@@ -116,11 +116,8 @@ class Scorer:
     @torch.no_grad()
     def keep(self, root: Sequence[int]) -> None:
         """Read what the texts to come begin with; it takes the place of an earlier root."""
-        self.root, self._state = () if self.whole else tuple(root), None
-        if self.root:
-            self._state = self.runner.begin()
-            for at in range(0, len(root), CHUNK):
-                self.runner.forward([Part(self._state, root[at : at + CHUNK], 0)])
+        self.root = () if self.whole else tuple(root)
+        self._state = read_root(self.runner, self.root, CHUNK)
 
     @torch.no_grad()
     def score(self, groups: Sequence[Group]) -> list[list[Scored]]:

@@ -67,11 +67,6 @@ class Chosen:
     logprobs: tuple[float, ...]
     tokens: tuple[int, ...]
 
-    @property
-    def likeliest(self) -> int:
-        """The number of the likeliest; of equals, the first."""
-        return self.logprobs.index(max(self.logprobs))
-
 
 @dataclass(frozen=True, slots=True)
 class Written:

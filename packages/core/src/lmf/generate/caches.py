@@ -287,6 +287,14 @@ class Anew(_Apart):
         return logits[len(ids) - part.kept :]
 
 
+def read_root(runner: Runner, root: Sequence[int], chunk: int) -> Any:
+    """Return a state that has read what many texts begin with, so many tokens at a time; None of nothing."""
+    state = runner.begin() if root else None
+    for at in range(0, len(root), chunk):
+        runner.forward([Part(state, root[at : at + chunk], 0)])
+    return state
+
+
 @contextlib.contextmanager
 def reading(model: nn.Module) -> Iterator[Runner]:
     """Give what runs a model that is only to be read in the block; afterwards the model is as it was before."""

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import LmfError
 from ..settings import Sampling
-from .caches import Part, Runner, shared
+from .caches import Part, Runner, read_root, shared
 from .drafts import NOTHING, Draft, Drafter, Drafting, accepted
 from .sampling import distribution
 from .text import Writing
@@ -215,10 +215,7 @@ class Engine:
     @torch.no_grad()
     def remember(self, root: Sequence[int]) -> None:
         """Read what many prompts to come begin with, to read it only once; it takes the place of an earlier one."""
-        state = self.runner.begin() if root else None
-        for at in range(0, len(root), CHUNK):
-            self.runner.forward([Part(state, root[at : at + CHUNK], 0)])
-        self._root = (root, state)
+        self._root = (root, read_root(self.runner, root, CHUNK))
 
     def finish(self, replies: Sequence[Reply]) -> None:
         """Write until these replies are done."""
