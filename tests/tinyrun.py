@@ -128,8 +128,9 @@ def losses(output: Path) -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors model."""
-    return load_file(folder / "model.safetensors")
+    """Return the tensors of a safetensors model, or of an adapter."""
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
 
 
 def sha256(file: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lmf.parallel.pieces
 import lmf.training.checkpoint
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import torch
 import transformers.modeling_utils
 from lmf import LmfError
 from lmf.errors import Interrupted
+from lmf.parallel.pieces import restore, state_of
 from lmf.testing import tiny_model
 from lmf.training import checkpoint
 from safetensors import SafetensorError
@@ -118,18 +120,18 @@ def test_the_state_of_any_optimizer_comes_back(tmp_path):
     optimizer = Counting(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.step()
-    folder = checkpoint.save(
-        *(tmp_path, 3, model.save_pretrained, model, optimizer), {"best": None}, [checkpoint.random_state()]
-    )
+    folder = checkpoint.save(tmp_path, 3, model.save_pretrained, state_of(model, optimizer), {"best": None})
     other = Counting(model.parameters(), lr=0.5)
-    assert checkpoint.load(folder, model, other) == {"best": None, "step": 3}
+    state, saved = checkpoint.load(folder)
+    restore(model, other, saved)
+    assert state == {"best": None, "step": 3}
     assert (other.param_groups[0]["count"], other.param_groups[0]["lr"]) == (3, 0.1)
     assert [state["seen"] for state in other.state.values()] == [3] * len(list(model.parameters()))
     state = json.loads((folder / "state.json").read_text())
     state["optimizer"]["foreign.weight/seen"] = 1
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(LmfError, match=r"optimizer state for 'foreign\.weight', which the model does not know"):
-        checkpoint.load(folder, model, other)
+        restore(model, other, checkpoint.load(folder)[1])
 
 
 # Killed
@@ -187,7 +189,7 @@ def test_what_a_killed_run_left_half_written_is_cleaned_by_the_next_save(stopped
         file.write_text("half")
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    checkpoint.save(stopped, 6, model.save_pretrained, model, optimizer, {}, [checkpoint.random_state()])
+    checkpoint.save(stopped, 6, model.save_pretrained, state_of(model, optimizer), {})
     assert not any(file.exists() for file in left)
     assert not (stopped / "checkpoints/.step-000003.partial").exists()
     assert [path.name[-1] for path in sorted((stopped / "checkpoints").iterdir())] == ["4", "5", "6"]
@@ -219,6 +221,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> 
     monkeypatch.setattr(builtins, "open", open_)
     monkeypatch.setattr(io, "open", open_)
     monkeypatch.setattr(lmf.training.checkpoint, "save_file", save)
+    monkeypatch.setattr(lmf.parallel.pieces, "save_file", save)
     monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", save)
     return hits
 

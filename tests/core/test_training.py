@@ -437,14 +437,6 @@ def test_two_processes_compute_what_one_does(tiny, data, tmp_path):
     assert max(difference.values()) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
-def test_what_would_divide_a_model_is_refused_for_now(name, tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(ConfigError, match=f"^A run cannot be divided by {name} yet"):
-        run(tiny, data, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_two_processes_stop_together_and_go_on_to_the_same_bits(dropping, data, tmp_path):
     settings = {"steps": 6, "batch_size": 4}
 

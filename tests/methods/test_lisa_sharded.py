@@ -112,38 +112,27 @@ def test_sharded_weights_that_would_have_to_change_are_refused(low, options, mes
 
 
 @pytest.mark.parametrize(
-    ("launched", "dtype", "message"),
+    ("parallel", "dtype", "state", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "float32", "^LISA cannot run under DeepSpeed: ZeRO copies what is"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "float32", "^LISA cannot run under the first version of FSDP: .* end to end"),
-        ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "1"}, "float32", "--fsdp_version 2, or without FSDP"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "auto", "Give --dtype float32 instead of --dtype auto"),
+        ("zero2", "float32", "reset", "^LISA cannot run under DeepSpeed: ZeRO copies what is"),
+        ("fsdp", "auto", "reset", "Give --dtype float32 instead of --dtype auto, or --parallel ddp"),
+        ("fsdp", "float32", "park", r"Use --state reset or --state keep\.$"),
     ],
-    ids=str,
 )
-def test_what_cannot_be_right_is_refused_before_a_model_is_loaded(launched, dtype, message, monkeypatch):
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
+def test_what_cannot_be_right_is_refused_before_a_model_is_loaded(parallel, dtype, state, message):
+    lisa = build(make(LisaOptions, {"state": state}), TINY)
     with pytest.raises(ConfigError, match=message):
-        build(LisaOptions(), TINY).configure(RunSettings(model="no such model", data=("d",), dtype=dtype))
+        lisa.configure(RunSettings(model="no such model", data=("d",), dtype=dtype, parallel=parallel))
 
 
-def test_fsdp2_with_weights_of_32_bits_is_not_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    build(LisaOptions(), TINY).configure(RunSettings(model="m", data=("d",), dtype="float32"))
+def test_fsdp2_with_weights_of_32_bits_is_not_refused():
+    build(LisaOptions(), TINY).configure(RunSettings(model="m", data=("d",), dtype="float32", parallel="fsdp"))
 
 
-def test_a_run_under_fsdp_1_ends_with_the_reason_and_writes_nothing(tiny, tmp_path):
-    """Processes with the environment that ``accelerate launch --use_fsdp`` makes."""
+def test_a_run_under_zero_ends_with_the_reason_and_writes_nothing(tiny, tmp_path):
     data = talks(tmp_path / "talks.jsonl", 8)
-
-    def work(rank: int) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ACCELERATE_USE_FSDP", "true")
-            patch.setenv("FSDP_VERSION", "1")
-            with pytest.raises(ConfigError, match="LISA cannot run under the first version of FSDP"):
-                run(tiny, data, tmp_path / "out", "lisa", steps=2)
-
-    assert processes(2, work) == [0, 0]
+    with pytest.raises(
+        ConfigError, match="The method lisa does not work with --parallel zero3; it does with ddp, fsdp"
+    ):
+        run(tiny, data, tmp_path / "out", "lisa", steps=2, parallel="zero3")
     assert not (tmp_path / "out").exists()

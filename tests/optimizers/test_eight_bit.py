@@ -8,6 +8,7 @@ import lmf_optimizers
 import pytest
 import torch
 from lmf import LmfError, Plugins
+from lmf.parallel.pieces import restore, state_of
 from lmf.training import checkpoint
 from lmf_optimizers import eight_bit
 from lmf_optimizers.eight_bit import AdamW8bit
@@ -141,9 +142,9 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(tmp_path):
     optimizer = made(model)
     model(torch.ones(1, 128)).sum().backward()
     optimizer.step()
-    folder = checkpoint.save(tmp_path, 1, lambda folder: None, model, optimizer, {}, [checkpoint.random_state()])
+    folder = checkpoint.save(tmp_path, 1, lambda folder: None, state_of(model, optimizer), {})
     again = made(model)
-    checkpoint.load(folder, model, again)
+    restore(model, again, checkpoint.load(folder)[1])
     for parameter in model.parameters():
         one, two = optimizer.state[parameter], again.state[parameter]
         assert one.keys() == two.keys()

@@ -1,11 +1,10 @@
 """AdamW by rows has the bits of torch's AdamW, and no state for rows that never had a gradient."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
 from lmf import LmfError, Plugins
+from lmf.parallel.pieces import restore, state_of
 from lmf.training import checkpoint
 from lmf_optimizers.rows import AdamWRows
 from tinyrun import SWITCHING, processes, run, run_in_two, talks, weights
@@ -101,11 +100,11 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(tmp_path):
     straight.steps(20)
     work.steps(9)
     model = nn.ParameterDict({"table": work.table, "matrix": work.matrix})
-    state: Any = [checkpoint.random_state()]
-    folder = checkpoint.save(tmp_path, 9, lambda folder: None, model, work.optimizer, {}, state)
+    folder = checkpoint.save(tmp_path, 9, lambda folder: None, state_of(model, work.optimizer), {})
     again = Work("adamw-rows")
     again.table.data, again.matrix.data, again.done = work.table.data.clone(), work.matrix.data.clone(), 9
-    checkpoint.load(folder, nn.ParameterDict({"table": again.table, "matrix": again.matrix}), again.optimizer)
+    model = nn.ParameterDict({"table": again.table, "matrix": again.matrix})
+    restore(model, again.optimizer, checkpoint.load(folder)[1])
     again.steps(11)
     assert again.table.equal(straight.table)
     assert again.matrix.equal(straight.matrix)

@@ -8,6 +8,7 @@ from .evaluate.metrics import LMFLOW_PERPLEXITY, RIGHT_SHARE, USUAL
 from .evaluate.task import Metric
 from .formats.known import FORMATS
 from .hookspecs import hookimpl
+from .settings import WAYS
 from .specs import DataFormat, Optimizer
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def lmf_metrics() -> list[Metric]:
 
 @hookimpl
 def lmf_optimizers() -> list[Optimizer]:
-    return [Optimizer(name="adamw", summary="AdamW (arXiv:1711.05101), torch's own.", build=_adamw)]
+    return [Optimizer(name="adamw", summary="AdamW (arXiv:1711.05101), torch's own.", build=_adamw, parallel=WAYS)]
 
 
 def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

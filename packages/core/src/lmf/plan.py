@@ -22,6 +22,7 @@ from .data.records import Records
 from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
 from .evaluate.sources import Items, find_tasks, limited, read_items
+from .parallel.choice import ONE, Sharing, check_sharing, sharing_of
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import LOOKUP, Opening, RunSettings
@@ -53,6 +54,7 @@ class Plan:
         held_out: The records to measure the loss on; empty without ``--eval-data``.
         tasks: The problems of the benchmarks to measure; empty without ``--eval-tasks``.
         stream: With ``--streaming``, what reads the training records, of which ``data`` then has none.
+        sharing: How the processes share the model.
     """
 
     plugins: Plugins
@@ -70,6 +72,7 @@ class Plan:
     held_out: Data
     tasks: tuple[Items, ...] = ()
     stream: RecordStream | None
+    sharing: Sharing = ONE
 
     def values(self) -> dict[str, Any]:
         """Return every setting by name, as run.toml holds them."""
@@ -143,6 +146,8 @@ def make_plan(
         raise ConfigError("--patience needs held-out data: give --eval-data or --eval-split.")
     if settings.step_in_backward:
         _check_one_pass(settings)
+    sharing = sharing_of(settings)
+    check_sharing(sharing, settings, settings.learning_rate or way.learning_rate, way, optimizer)
     stream = RecordStream(settings, goal.data, plugins) if settings.streaming else None
     if stream:
         notes = [f"{source.path}: streamed, format {source.format}" for source in stream.sources]
@@ -169,6 +174,7 @@ def make_plan(
         held_out=held_out,
         tasks=_tasks(settings, plugins),
         stream=stream,
+        sharing=sharing,
     )
     check_output(plan)
     return plan
@@ -229,7 +235,10 @@ def check_output(plan: Plan) -> None:
 
 # the data are compared by their contents
 MAY_CHANGE = frozenset(
-    {"resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data", "on_bad_record"}
+    {
+        *("resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data", "on_bad_record"),
+        *("parallel", "offload", "deepspeed"),
+    }
 )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from .config import option
 
 OUT = Path("out")
+WAYS = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # to share a model among processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +76,14 @@ class RunSettings:
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     attention: str | None = option(None, "Attention kernel; the fastest exact one by default.")
     seed: int = option(0, "Seed of every random choice.", min=0, max=2**32 - 1)
+
+    parallel: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(
+        "auto", "How several processes share the model: a copy each (ddp), or divided by FSDP2 or by DeepSpeed's ZeRO."
+    )
+    deepspeed: Path | None = option(
+        None, 'DeepSpeed\'s configuration, a JSON file; what it leaves "auto" is filled in.'
+    )
+    offload: str | None = option(None, "Where divided weights and optimizer state are kept: cpu, or nvme:FOLDER.")
 
     save_every: int | None = option(None, "Optimizer steps between two checkpoints; each epoch by default.", min=1)
     save_best: bool = option(True, "Give out the weights with the lowest held-out loss, not the last ones.")

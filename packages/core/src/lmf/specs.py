@@ -102,6 +102,10 @@ class Tuner:
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change what is trained. ``step`` counts optimizer steps from 0."""
 
+    def saved(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters that ``save`` writes and ``load`` reads. No others are put together for them."""
+        return list(model.parameters())
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the prepared model into a folder, in the form that transformers or peft load."""
         cast("PreTrainedModel", model).save_pretrained(folder)
@@ -131,6 +135,7 @@ class TuningMethod:
         options: A dataclass of ``lmf.option`` fields; each becomes a flag.
         build: Makes the tuner from the options and the model's family.
         learning_rate: The peak learning rate where none is given.
+        parallel: The ways to share a model among processes (``lmf.settings.WAYS``) in which it works.
     """
 
     name: str
@@ -138,6 +143,7 @@ class TuningMethod:
     options: type
     build: Callable[[Any, ModelSpec], Tuner]
     learning_rate: float = 2e-5
+    parallel: tuple[str, ...] = ("ddp",)
 
     def __post_init__(self) -> None:
         _check_options("tuning method", self.name, self.options)
@@ -196,12 +202,15 @@ class Optimizer:
         summary: One line for ``lmf plugins``.
         build: Makes it from parameter groups; each has ``params``, ``lr`` and ``weight_decay``.
         why_not: Why it cannot run on this machine, or None if it can.
+        parallel: The ways to share a model among processes (``lmf.settings.WAYS``) in which it works; where a model
+            is divided, it gets parts of weights, of any shape.
     """
 
     name: str
     summary: str
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     why_not: Callable[[], str | None] = lambda: None
+    parallel: tuple[str, ...] = ("ddp",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

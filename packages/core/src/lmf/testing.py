@@ -343,6 +343,7 @@ def check_method(method: TuningMethod, folder: Path, steps: int = 4) -> None:
 def _check_training(method: TuningMethod, folder: Path, steps: int, new_tokens: Sequence[int]) -> None:
     import torch
 
+    from .parallel.pieces import restore, state_of
     from .training import checkpoint
 
     name, base = method.name, tiny_model()
@@ -376,9 +377,7 @@ def _check_training(method: TuningMethod, folder: Path, steps: int, new_tokens: 
     half = steps // 2
     embedded = model.get_input_embeddings()(torch.tensor([5, 7])).detach().clone()
     losses = work(tuner, model, optimizer, 0, half)
-    saved = checkpoint.save(
-        *(folder, half, lambda path: tuner.save(model, path), model, optimizer, {}, [checkpoint.random_state()])
-    )
+    saved = checkpoint.save(folder, half, lambda path: tuner.save(model, path), state_of(model, optimizer), {})
     losses += work(tuner, model, optimizer, half, steps)
     assert losses[-1] < losses[0], f"{name}: the loss did not fall: {losses}"
     after = model.get_input_embeddings()(torch.tensor([5, 7]))
@@ -398,7 +397,7 @@ def _check_training(method: TuningMethod, folder: Path, steps: int, new_tokens: 
 
     other, again, optimizer = begin(2)
     other.load(again, saved)
-    checkpoint.load(saved, again, optimizer)
+    restore(again, optimizer, checkpoint.load(saved)[1])
     work(other, again, optimizer, half, steps)
     straight, resumed = model.state_dict(), again.state_dict()
     differ = [n for n in straight if not torch.equal(straight[n], resumed[n])]

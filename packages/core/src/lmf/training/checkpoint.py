@@ -16,7 +16,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from ..errors import LmfError
 from ..models import read_tensors
+from ..parallel.pieces import Saved, State, save_pieces
+from ..parallel.processes import ALONE, Processes
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -42,38 +43,41 @@ def save(
     output: Path,
     step: int,
     save_model: Callable[[Path], None],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: State,
     state: Mapping[str, Any],
-    randoms: Sequence[Mapping[str, torch.Tensor]],
+    processes: Processes = ALONE,
 ) -> Path:
-    """Write the checkpoint of a step.
+    """Write the checkpoint of a step; all processes of a run together.
 
     Args:
-        output: The run's folder.
+        output: The run's folder, which all processes see.
         step: Optimizer steps done.
-        save_model: Writes the model into a folder.
-        model: The prepared model; its parameter names key the optimizer's state.
-        optimizer: The optimizer.
+        save_model: Writes the model into a folder; called in all processes.
+        optimizer: What this process is to write of the optimizer's state.
         state: What else the run must know to go on; JSON values.
-        randoms: The ``random_state`` of each process.
+        processes: The processes.
 
     Raises:
         LmfError: It could not be written; earlier checkpoints are untouched.
     """
     final = output / FOLDER / name(step)
     partial = final.with_name(f".{final.name}.partial")
-    sweep(output)
-    try:
+
+    def begin() -> None:
+        sweep(output)
         with writing(final):
             partial.mkdir(parents=True)
-            save_model(partial)
-            tensors, scalars = optimizer_state(model, optimizer)
-            save_file(tensors, partial / "optimizer.safetensors")
+
+    def save_own() -> None:
+        if optimizer.tensors or processes.main:
+            with writing(final):
+                save_pieces(optimizer.tensors, partial, processes.rank)
+
+    def complete() -> None:
+        with writing(final):
             numbered = {f"{rank}/{key}": value for rank, each in enumerate(randoms) for key, value in each.items()}
             save_file(numbered, partial / "random.safetensors")
-            groups = [{k: v for k, v in g.items() if type(v) in (int, float)} for g in optimizer.param_groups]
-            everything = {**state, "step": step, "optimizer": scalars, "groups": groups}
+            everything = {**state, "step": step, "optimizer": optimizer.scalars, "groups": optimizer.groups}
             (partial / "state.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
             files = sorted(p for p in partial.rglob("*") if p.is_file())
             manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
@@ -83,8 +87,17 @@ def save(
                 _remove(final)
             partial.replace(final)
             sync(final.parent)
+
+    try:
+        processes.on_main(begin)
+        processes.each(save_own)
+        with writing(final):
+            save_model(partial)
+        randoms = processes.gather(random_state())
+        processes.on_main(complete)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if processes.main:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
 
@@ -117,28 +130,15 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0) -> dict[str, Any]:
-    """Put the optimizer's state and the random state of a process back, and return the run's state."""
+def load(folder: Path, rank: int = 0) -> tuple[dict[str, Any], Saved]:
+    """Return the state of a run and that of its optimizer; the random state of a process is put back."""
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors = dict(read_tensors(folder / "optimizer.safetensors"))
-    parameters = dict(model.named_parameters())
-    for group, values in zip(optimizer.param_groups, state.pop("groups"), strict=True):
-        group.update(values)
-    beside = {p for g in optimizer.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
-    optimizer.state.clear()
-    for key, value in {**tensors, **state.pop("optimizer")}.items():
-        owner, _, field = key.rpartition("/")
-        if owner not in parameters:
-            raise LmfError(f"{folder} has optimizer state for {owner!r}, which the model does not know.")
-        parameter = parameters[owner]
-        if isinstance(value, torch.Tensor) and (field != "step" or parameter in beside):
-            value = value.to(parameter.device)  # torch keeps the step count on the CPU, unless its kernel counts
-        optimizer.state[parameter][field] = value
+    saved = Saved(folder, state.pop("optimizer"), state.pop("groups"))
     randoms = dict(read_tensors(folder / "random.safetensors"))
     own = {key.removeprefix(f"{rank}/"): value for key, value in randoms.items() if key.startswith(f"{rank}/")}
     if own:  # this process was there
         set_random_state(own)
-    return state
+    return state, saved
 
 
 def prune(output: Path, step: int, keep: int, best: int | None) -> None:
@@ -156,20 +156,6 @@ def sweep(output: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the optimizer's state as tensors and other values, keyed ``parameter/field``."""
-    tensors, scalars = {}, {}
-    for owner, parameter in model.named_parameters():
-        for field, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{owner}/{field}"] = value.detach().cpu().contiguous()
-            else:
-                scalars[f"{owner}/{field}"] = value
-    return tensors, scalars
 
 
 def random_state() -> dict[str, torch.Tensor]:

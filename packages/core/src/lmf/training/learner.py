@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from ..encoding.encoder import Example
@@ -54,6 +53,18 @@ class Learner:
         """Lay examples out as this model takes them."""
         return (packing.pack if self.packed else packing.pad)(examples)
 
+    def dtype(self, parameter: nn.Parameter) -> torch.dtype:
+        """Return the precision of a weight: full where it is trained, else that of the forward pass."""
+        return torch.float32 if parameter.requires_grad else self.compute
+
+    def settle(self, device: torch.device) -> None:
+        """Bring the whole model to the device."""
+        for parameter in self.model.parameters():
+            # a copy, for these may be pages of a file, and the first step would copy them one by one: ten times as slow
+            copy = parameter.requires_grad and device.type == "cpu"
+            parameter.data = parameter.data.to(self.dtype(parameter), copy=copy)
+        self.model.to(device)
+
     def precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass.
 
@@ -81,16 +92,21 @@ def check_tuner(plan: Plan) -> None:
 
     Raises:
         LmfError: The method cannot work with its options, or here.
-        ConfigError: ``accelerate launch`` was told to divide the model among processes.
     """
     _tuner(plan, family(load_config(plan.model, plan.settings.trust_remote_code).model_type, plan.plugins))
-    asked = [name for name in ("FSDP", "DeepSpeed") if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}")]
-    if asked:
-        raise ConfigError(f"A run cannot be divided by {asked[0]} yet. Launch it without: each process has a copy.")
 
 
-def load_learner(plan: Plan, material: Material, device: torch.device, report: Reporter) -> Learner:
+def load_learner(
+    plan: Plan, material: Material, device: torch.device, report: Reporter, settled: bool = True
+) -> Learner:
     """Load the model and hand it to the tuning method.
+
+    Args:
+        plan: The run.
+        material: What is learned from.
+        device: Where it is to compute.
+        report: Is told what was found.
+        settled: Whether to bring it there; else its weights stay as they were loaded, perhaps pages of a file.
 
     Raises:
         LmfError: The method cannot work with its options or this model, or the examples are too long for it.
@@ -118,7 +134,8 @@ def load_learner(plan: Plan, material: Material, device: torch.device, report: R
         report.note(f"the base model never learned {names}: their embeddings are trained too")
     _set_stops(model, material)
     learner = replace(_prepared(plan, model, spec, tuner, new, device), base=base)
-    learner.model.to(device)
+    if settled:
+        learner.settle(device)
     if not learner.packed:
         why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
         if isinstance(material.train, Examples):
@@ -159,12 +176,14 @@ def blank_learner(plan: Plan, device: torch.device, rows: int = 0, new: Sequence
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust, **options)
     if rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)  # their mean is nothing without values
-    return _prepared(plan, model, spec, tuner, new, device)
+    learner = _prepared(plan, model, spec, tuner, new, device)
+    learner.settle(device)
+    return learner
 
 
 def _tuner(plan: Plan, spec: ModelSpec) -> Tuner:
     tuner = plan.method.build(plan.method_options, spec)
-    tuner.configure(plan.settings)
+    tuner.configure(replace(plan.settings, parallel=plan.sharing.way))
     return tuner
 
 
@@ -195,11 +214,6 @@ def _prepared(
     model = tuner.prepare(model, new)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
-    for parameter in model.parameters():  # trained weights in full precision, frozen ones in the precision of the pass
-        trained = parameter.requires_grad
-        # a copy, for these may be pages of a file, and the first step would copy them one by one: ten times as slow
-        copy = trained and device.type == "cpu"
-        parameter.data = parameter.data.to(torch.float32 if trained else compute, copy=copy)
     return Learner(
         model=model,
         tuner=tuner,

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 
 from ..config import to_toml
 from ..encoding.encoder import Example
@@ -28,6 +28,8 @@ from ..evaluate.running import Evaluator, score, totals
 from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
 from ..guard import Stop, lock
+from ..parallel.choice import started_by
+from ..parallel.sharing import begin, share
 from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import (
@@ -44,11 +46,9 @@ from ..runs import (
 from ..settings import Evaluation, Sampling
 from . import checkpoint, packing
 from .learner import Learner, check_tuner, load_learner
-from .loss import Learned
 from .output import check_saving, clear, save_model
 from .packing import Batch
 from .supply import supply_of
-from .update import update_of
 
 SAMPLE = Sampling(max_tokens=128)  # of --sample
 
@@ -62,13 +62,13 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     report = report or Reporter()
     settings, output = plan.settings, plan.settings.output
     check_tuner(plan)
-    accelerator = Accelerator(log_with=list(settings.log) or None, project_dir=str(output))
+    accelerator = begin(plan.sharing.way, log_with=list(settings.log) or None, project_dir=str(output))
     if settings.step_in_backward and accelerator.num_processes > 1:
         accelerator.wait_for_everyone()  # the first to leave would cut the others off
         raise ConfigError("--step-in-backward runs in one process: others would have to wait for every gradient.")
     set_seed(settings.seed)
     material = encode_data(plan, report)
-    learner = load_learner(plan, material, accelerator.device, report)
+    learner = load_learner(plan, material, accelerator.device, report, plan.sharing.way == "ddp")
     check_saving(learner, material, plan)
     run = _Run(plan, material, learner, accelerator, report)
     with lock(output) if accelerator.is_main_process else contextlib.nullcontext():
@@ -98,13 +98,10 @@ class _Run:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = learner.model
-        self.learned = Learned(learner.model, material.criterion)
-        self._wrap()
         assert self.settings.learning_rate is not None  # the plan has filled it in
         self.rate = self.settings.learning_rate
-        groups = learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
-        self.optimizer = plan.optimizer.build(groups)
-        self.update = update_of(self.model, self.optimizer, self.settings)
+        self.shared = share(plan, learner, material.criterion, accelerator, self._optimizer)
+        self.processes, self.optimizer = self.shared.processes, self.shared.optimizer
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.supply = supply_of(material.train, plan)
         self.steps = self.supply.steps
@@ -113,6 +110,10 @@ class _Run:
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
         self.since_best = 0  # evaluations since then
         self.record: dict[str, Any] = {}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups = self.learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
+        return self.plan.optimizer.build(groups)
 
     def work(self) -> None:
         """Train until the last step, an early stop or a signal, and save."""
@@ -135,39 +136,20 @@ class _Run:
         self._finish(status)
 
     def close(self) -> None:
-        """End the trackers and the group of processes.
-
-        The wrapper of the model goes first: torn down after its group, it may wait for the other
-        processes for ever (gloo).
-        """
-        self._unwrap()
+        """End the trackers and the group of processes."""
+        self.shared.close()
         self.accelerator.end_training()
-
-    def _wrap(self) -> None:
-        """Let the processes exchange the gradients of what is trained now."""
-        self.wrapped = self.accelerator.prepare_model(self.learned)
-        self.exchanged = self._trained()
-
-    def _unwrap(self) -> None:
-        self.wrapped = self.learned
-        self.accelerator.free_memory()
-
-    def _trained(self) -> list[tuple[bool, torch.dtype]]:
-        return [(p.requires_grad, p.dtype) for p in self.model.parameters()]
 
     def _loop(self, stop: Stop) -> str:
         settings, tuner = self.settings, self.learner.tuner
-        self.wrapped.train()
+        self.shared.wrapped.train()
         for chunk in self._chunks():
             if settings.patience and self.since_best >= settings.patience:
                 self.report.note(f"stopped early: {settings.patience} evaluations without a lower held-out loss")
                 return "stopped early"
             start = time.perf_counter()
             tuner.before_step(self.done, self.optimizer)
-            if self.accelerator.num_processes > 1 and self._trained() != self.exchanged:
-                self._unwrap()
-                self._wrap()
-                self.wrapped.train()
+            self.shared.follow()
             factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
@@ -187,7 +169,7 @@ class _Run:
             self._log(entry)
             self.report.step(entry)
             improved = self._due(settings.eval_every) and self._evaluate()
-            signal = max(gather_object([stop.signal or 0]))  # what one process was told, all obey
+            signal = self.processes.largest(stop.signal or 0)  # what one process was told, all obey
             if signal and self.done < self.steps:
                 self._stop(signal)
             if self._due(settings.save_every) or (improved and settings.save_best):
@@ -211,38 +193,46 @@ class _Run:
     def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
         """Do one optimizer step over the examples of all devices. Returns its loss and gradient norm."""
         settings = self.settings
-        ranks = self.accelerator.num_processes
         weight = sum(e.weight for e in chunk)
-        mine = packing.share(chunk, self.accelerator.process_index, ranks)
-        idle = not mine  # fewer examples than devices: this one takes part with a weight of nothing
-        mine = mine or chunk[:1]
-        batches = [
-            self._batch(m) for m in packing.micro_batches(mine, settings.micro_batch_tokens, self.learner.packed)
-        ]
+        parts, own = self._parts(chunk)
+        batches = [self._batch(part) for part in parts]
         losses = []
         for number, batch in enumerate(batches, 1):
-            last = number == len(batches)
-            alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with alone, self.learner.precision(self.device):
-                loss = self.wrapped(batch) / weight
-            loss = loss * 0 if idle else loss
-            if settings.step_in_backward and not loss.isfinite():  # what comes now could not be taken back
-                what = f"the loss is {loss.item()}; the step was not taken"
-                self._diverged(f"Step {self.done + 1}: {what}.", [loss], [batch.where])
-            self.accelerator.backward(loss * ranks)
+            with self.shared.passing(last=number == len(batches)):
+                loss = self.shared.loss(batch) / weight
+                loss = loss if number <= own else loss * 0
+                if settings.step_in_backward and not loss.isfinite():  # what comes now could not be taken back
+                    what = f"the loss is {loss.item()}; the step was not taken"
+                    self._diverged(f"Step {self.done + 1}: {what}.", [loss], [batch.where])
+                self.shared.backward(loss)
             losses.append(loss.detach())
-        norm = self.update.norm()
+        norm = self.shared.norm()
         total, size = torch.stack([self._sum(losses).to(norm), norm]).tolist()  # the one wait for the device
         if not (math.isfinite(total) and math.isfinite(size)):
             taken = "taken in part" if settings.step_in_backward else "not taken"
             what = f"the loss is {total} and the norm of its gradient {size}; the step was {taken}"
             self._diverged(f"Step {self.done + 1}: {what}.", losses, [b.where for b in batches])
-        self.update.step(norm)
+        self.shared.step(norm)
         return {"loss": total, "gradient_norm": size}
+
+    def _parts(self, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
+        """Return the examples of each forward pass of this process, and how many of these passes count.
+
+        One that has less to do than others takes part all the same, with a weight of nothing.
+        """
+        ranks, tokens = range(self.processes.count), self.settings.micro_batch_tokens
+        shares = [
+            packing.micro_batches(packing.share(examples, rank, len(ranks)), tokens, self.learner.packed)
+            for rank in (ranks if self.shared.lockstep else [self.processes.rank])
+        ]
+        mine = shares[self.processes.rank if self.shared.lockstep else 0]
+        passes = max(1, *map(len, shares))
+        spare = [min(examples, key=lambda e: len(e.ids))]
+        return mine + [spare] * (passes - len(mine)), len(mine)
 
     def _sum(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
         """Add up the losses of all processes."""
-        return cast("torch.Tensor", self.accelerator.reduce(torch.stack(list(losses)).sum()))
+        return self.processes.sum(torch.stack(list(losses)).sum())
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         return self.learner.batch(examples).to(self.device)
@@ -250,20 +240,22 @@ class _Run:
     def _evaluate(self) -> bool:
         """Measure the held-out loss in nats per token, and benchmarks; tell whether the loss is the lowest so far."""
         examples = self.material.held_out
-        figures = self._measure() if self.plan.tasks and self.accelerator.is_main_process else {}
+        figures = (self.shared.within(self._measure) or {}) if self.plan.tasks else {}
         if not examples:
             if figures:
                 self._evaluated({"step": self.done, **figures})
             return False
-        self.wrapped.eval()
-        mine = packing.share(examples, self.accelerator.process_index, self.accelerator.num_processes)
+        self.shared.wrapped.eval()
         losses = [torch.zeros((), dtype=torch.float64, device=self.device)]
         where: list[Sequence[str]] = [()]
-        with torch.no_grad(), self.learner.precision(self.device):
-            for part in packing.micro_batches(mine, self.settings.micro_batch_tokens, self.learner.packed):
-                losses.append(self.wrapped(self._batch(part)).double())
-                where.append([e.where for e in part])
-        self.wrapped.train()
+        parts, own = self._parts(examples)
+        with torch.no_grad():
+            for number, part in enumerate(parts):
+                loss = self.shared.loss(self._batch(part)).double()
+                if number < own:
+                    losses.append(loss)
+                    where.append([e.where for e in part])
+        self.shared.wrapped.train()
         loss = self._sum(losses).item() / sum(e.weight for e in examples)
         if not math.isfinite(loss):
             self._diverged(f"Step {self.done}: the held-out loss is {loss}.", losses, where)
@@ -293,22 +285,34 @@ class _Run:
         return self.done % (every or self.supply.per_epoch or self.steps) == 0 or self.done == self.steps
 
     def _save(self) -> Path:
-        if not all(p.isfinite().all() for p in self.model.parameters()):
+        if not self.shared.finite():
             self._diverged(f"Step {self.done}: the weights are not finite numbers.", [], [])
-        randoms = gather_object([checkpoint.random_state()])
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.output,
-                self.done,
-                lambda folder: self.learner.tuner.save(self.model, folder),
-                self.model,
-                self.optimizer,
-                {"best": self.best, "since_best": self.since_best, "position": self.supply.state()},
-                randoms,
-            )
+        state = {"best": self.best, "since_best": self.since_best, "position": self.supply.state()}
+        place = self._checkpoint(self.done)
+        optimizer = self.shared.state()
+        checkpoint.save(
+            self.output, self.done, lambda folder: self._save_model(folder, place), optimizer, state, self.processes
+        )
+        if self.processes.main:
             checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
-        self.accelerator.wait_for_everyone()
-        return self._checkpoint(self.done)
+        return place
+
+    def _save_model(self, folder: Path, place: Path) -> None:
+        """Write what the method gives out into a folder, for a place; all processes together."""
+        tuner = self.learner.tuner
+
+        def save() -> None:
+            with checkpoint.writing(place):
+                tuner.save(self.model, folder)
+
+        with self.shared.whole(tuner.saved(self.model)):
+            self.processes.on_main(save)
+
+    def _load_model(self, folder: Path) -> None:
+        """Put back what ``_save_model`` wrote."""
+        tuner = self.learner.tuner
+        with self.shared.whole(tuner.saved(self.model), change=True):
+            self.processes.on_main(lambda: tuner.load(self.model, folder))
 
     def _checkpoint(self, step: int) -> Path:
         return self.output / checkpoint.FOLDER / checkpoint.name(step)
@@ -320,14 +324,15 @@ class _Run:
             self.report.note(reason)
         if folder is None:
             raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
-        self.learner.tuner.load(self.model, folder)
-        state = checkpoint.load(folder, self.model, self.optimizer, self.accelerator.process_index)
+        self._load_model(folder)
+        state, optimizer = checkpoint.load(folder, self.processes.rank)
+        self.shared.restore(optimizer)
         self.done, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.supply.restore(state["position"])
         if self.best and self.best["step"] and (problem := checkpoint.damage(self._checkpoint(self.best["step"]))):
             self.report.note(f"the best checkpoint, of step {self.best['step']}, is lost ({problem})")
             self.best = None
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             checkpoint.sweep(self.output)
             lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
             with checkpoint.writing(self.output / LOG_FILE):
@@ -364,7 +369,8 @@ class _Run:
     def _diverged(self, what: str, losses: Sequence[torch.Tensor], where: Sequence[Sequence[str]]) -> NoReturn:
         """End the run, naming the records of the micro-batches whose loss is not finite, or else of them all."""
         bad = [name for loss, names in zip(losses, where, strict=True) if not loss.isfinite() for name in names]
-        names = gather_object(bad) or gather_object([name for names in where for name in names])
+        of_all = [name for names in where for name in names]
+        names = _flat(self.processes.gather(bad)) or _flat(self.processes.gather(of_all))
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         parameter = next((name for name, grad in gradients.items() if not grad.isfinite().all()), None)
@@ -382,8 +388,13 @@ class _Run:
         """Save the model that the run gives out, and close the record."""
         if self.settings.save_best and self.best and self.best["step"] != self.done:
             self._load_best(self.best["step"])
-        if self.accelerator.is_main_process:
-            save_model(self.learner, self.material, self.output)
+        save_model(
+            lambda folder: self._save_model(folder, self.output),
+            self.learner,
+            self.material,
+            self.output,
+            self.processes,
+        )
         self._sample("after")
         for note in self.supply.notes():
             self.report.note(note)
@@ -396,19 +407,26 @@ class _Run:
         elif problem := checkpoint.damage(self._checkpoint(step)):
             self.report.note(f"the best checkpoint, of step {step}, is lost ({problem}); giving out the last weights")
         else:
-            self.learner.tuner.load(self.model, self._checkpoint(step))
+            self._load_model(self._checkpoint(step))
             self.report.note(f"giving out the weights of step {step}, which had the lowest held-out loss")
 
     def _sample(self, when: str) -> None:
-        if self.settings.sample and self.accelerator.is_main_process:
+        prompt = self.settings.sample
+        if not prompt:
+            return
+
+        def write() -> str:
             chatter = Chatter(self.model, self.material.tokenizer, self.material.encoder)
             with self.learner.precision(self.device):
-                text = reply(chatter, self.settings.sample, SAMPLE)
-            self.report.sample(when, self.settings.sample, text)
+                return reply(chatter, prompt, SAMPLE)
+
+        text = self.shared.within(write)
+        if text is not None:
+            self.report.sample(when, prompt, text)
             self.record[f"sample_{when}"] = text
 
     def _log(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             file = self.output / LOG_FILE
             with checkpoint.writing(file), file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
@@ -416,7 +434,7 @@ class _Run:
                 self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
     def _write_record(self, status: str) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.processes.main:
             return
         self.record |= {"status": status, "steps": self.done, "best": self.best, **self._describe()}
         self.record["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -430,7 +448,7 @@ class _Run:
         """List the bad records of data that are not streamed."""
         data = [self.plan.data.skipped, self.plan.held_out.skipped, *(s.refused for s in self.material.surveys)]
         problems = [problem for part in data for problem in part]
-        if problems and self.accelerator.is_main_process:
+        if problems and self.processes.main:
             with checkpoint.writing(self.output / SKIPPED_FILE):
                 write_file(self.output / SKIPPED_FILE, "".join(f"{problem}\n" for problem in problems))
             self.report.note(f"{len(problems):,} bad records were left out: see {self.output / SKIPPED_FILE}")
@@ -454,7 +472,9 @@ class _Run:
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")},
             "python": platform.python_version(),
             "device": str(self.device),
-            "processes": self.accelerator.num_processes,
+            "processes": self.processes.count,
+            "parallel": self.plan.sharing.way,
+            "started_by": started_by(),
         }
 
 
@@ -478,6 +498,10 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _flat(lists: Sequence[Sequence[str]]) -> list[str]:
+    return [each for part in lists for each in part]
 
 
 def _sha256(text: str) -> str:

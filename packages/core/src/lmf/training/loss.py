@@ -8,7 +8,7 @@ is seen from its parts and then tried: its own logits must be what the parts giv
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,9 +33,12 @@ class Learned(nn.Module):
         self.model = model
         self.criterion = criterion
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the loss summed over what counts, a scalar."""
-        return self.criterion.loss(self.model, batch)
+    def forward(self, asked: Batch | Callable[[], Any]) -> Any:
+        """Return the loss of a batch summed over what counts, a scalar; or the ``result`` of work that calls the model.
+
+        What divides a model has it ready while this module is called, and only then.
+        """
+        return {"result": asked()} if callable(asked) else self.criterion.loss(self.model, asked)
 
 
 @dataclass(frozen=True, slots=True)

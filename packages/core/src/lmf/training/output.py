@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from ..encoding.material import Material
 from ..errors import LmfError
 from ..models import inner
+from ..parallel.processes import Processes
 from ..plan import Plan
 from ..runs import LOCK_FILE, RUN_FILE
 from . import checkpoint
@@ -40,24 +42,42 @@ def check_saving(learner: Learner, material: Material, plan: Plan) -> None:
     checkpoint.check_space(existing, saved * (checkpoints + 1) + 2 * trained * checkpoints - freed)
 
 
-def save_model(learner: Learner, material: Material, output: Path) -> None:
-    """Write what the run gives out, so that transformers or peft load the folder unaided.
+def save_model(
+    save: Callable[[Path], None], learner: Learner, material: Material, output: Path, processes: Processes
+) -> None:
+    """Write what the run gives out, so that transformers or peft load the folder unaided; all processes together.
+
+    Args:
+        save: Writes the model into a folder; called in all processes.
+        learner: What learned.
+        material: What it learned from.
+        output: The run's folder.
+        processes: The processes.
 
     Raises:
         LmfError: It could not be written; the checkpoints are untouched.
     """
     partial = output / ".model.partial"
-    checkpoint.sweep(output)
-    try:
+
+    def begin() -> None:
+        checkpoint.sweep(output)
         with checkpoint.writing(output):
             partial.mkdir()
-            learner.tuner.save(learner.model, partial)
+
+    def complete() -> None:
+        with checkpoint.writing(output):
             _save_extras(learner, material, partial)
             checkpoint.sync(*partial.iterdir())
             for path in sorted(partial.iterdir()):
                 path.replace(output / path.name)
+
+    try:
+        processes.on_main(begin)
+        save(partial)
+        processes.on_main(complete)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if processes.main:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_extras(learner: Learner, material: Material, folder: Path) -> None:

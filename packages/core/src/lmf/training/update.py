@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..settings import RunSettings
 
@@ -27,7 +28,8 @@ class AfterBackward:
 
     def norm(self) -> torch.Tensor:
         """Return the norm of all gradients, a scalar on their device."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def step(self, norm: torch.Tensor) -> None:
         """Take the step with gradients of this norm, and drop them."""

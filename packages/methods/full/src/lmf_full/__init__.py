@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmf import ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
+from lmf.settings import WAYS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +40,13 @@ def lmf_methods() -> list[TuningMethod]:
             summary="Train every parameter.",
             options=FullOptions,
             build=lambda options, spec: Tuner(),
+            parallel=WAYS,
         ),
         TuningMethod(
             name="freeze",
             summary="Train some layers or modules and freeze the rest.",
             options=FreezeOptions,
             build=build_freeze,
+            parallel=WAYS,
         ),
     ]

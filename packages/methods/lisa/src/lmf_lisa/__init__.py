@@ -46,5 +46,6 @@ def lmf_methods() -> list[TuningMethod]:
             summary="Train a few layers at a time, others after every interval.",
             options=LisaOptions,
             build=build,
+            parallel=("ddp", "fsdp"),
         )
     ]

@@ -14,7 +14,7 @@ from torch import nn
 
 from .precision import halved, joined, rounded_at_random
 from .sampling import drawn
-from .sharding import check_launch, check_sharded
+from .sharding import check_sharded, check_way
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class LisaTuner(Tuner):
         self._settled = False  # whether the layers are as ``active`` says; after loading they may not be
 
     def configure(self, settings: RunSettings) -> None:
-        check_launch(settings.dtype)
+        check_way(settings.parallel, settings.dtype, self.options.state)
         self.seed = settings.seed
 
     def prepare(self, model: nn.Module, new_tokens: Sequence[int] = ()) -> nn.Module:

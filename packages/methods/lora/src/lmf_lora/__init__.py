@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmf import Command, ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
+from lmf.settings import WAYS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,5 +82,6 @@ def lmf_methods() -> list[TuningMethod]:
             options=LoraOptions,
             build=build,
             learning_rate=2e-4,
+            parallel=WAYS,
         )
     ]

@@ -91,6 +91,10 @@ class LoraTuner(Tuner):
         groups = [(rest, learning_rate, weight_decay), (b, fast, weight_decay), (vectors, fast, 0.0)]
         return [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate, decay in groups if ps]
 
+    def saved(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return what is trained; of the base, nothing is written."""
+        return self.trained(model)
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the two files that peft loads on the base model."""
         folder.mkdir(parents=True, exist_ok=True)
