@@ -17,6 +17,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends no run
     _limit_threads()
+    if "LOCAL_RANK" in os.environ:  # the launcher of deepspeed gives it as an argument, too
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     try:
         try:
             build(Plugins())()

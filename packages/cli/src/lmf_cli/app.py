@@ -14,6 +14,7 @@ from .groups import lazy_group
 OURS = {  # the summary, and the module and function that build it
     "plan": ("Check a run without starting it: lmf plan train lora ...", "learn", "plan_group"),
     "profile": ("Measure a few steps of a run: lmf profile memory train lora ...", "profile", "profile_group"),
+    "launch": ("Start a run in several processes, on one machine or more.", "launch", "launch"),
     "chat": ("Talk to a model.", "chat", "chat"),
     "generate": ("Write replies: to one message, or to each record of a file.", "use", "generate"),
     "data": ("Check, show and rewrite data, and download data sets.", "data", "data_group"),

@@ -28,6 +28,7 @@ HEADINGS = {  # by the setting at which the heading begins
     "epochs": "Length and batches",
     "optimizer": "Optimizer",
     "dtype": "Computation",
+    "parallel": "Several processes",
     "save_every": "What is kept and shown",
     "allow_pickle": "Trust",
 }

@@ -237,7 +237,7 @@ def check_output(plan: Plan) -> None:
 MAY_CHANGE = frozenset(
     {
         *("resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data", "on_bad_record"),
-        *("parallel", "offload", "deepspeed"),
+        *("parallel", "offload", "deepspeed", "timeout"),
     }
 )
 

@@ -22,6 +22,7 @@ SETTINGS_FILE = "run.toml"
 SKIPPED_FILE = "skipped.txt"  # the bad records that were left out, a line or more each
 LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
+LAUNCHED = "LMF_LAUNCH"  # the environment variable that holds the beginning of the command line of ``lmf launch``
 
 
 @contextlib.contextmanager
@@ -90,8 +91,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def resume_command(objective: str, folder: Path) -> str:
-    """Return what to type to continue a run."""
-    return f"lmf {objective} --config {shlex.quote(str(folder / SETTINGS_FILE))} --resume"
+    """Return what to type to continue a run, in as many processes as it has."""
+    command = os.environ.get(LAUNCHED, "lmf")
+    return f"{command} {objective} --config {shlex.quote(str(folder / SETTINGS_FILE))} --resume"
 
 
 def find_runs(folder: Path) -> list[Path]:

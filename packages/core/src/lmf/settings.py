@@ -83,6 +83,7 @@ class RunSettings:
     deepspeed: Path | None = option(
         None, 'DeepSpeed\'s configuration, a JSON file; what it leaves "auto" is filled in.'
     )
+    timeout: int = option(1800, "Seconds that processes wait for one another before they give up.", min=1)
     offload: str | None = option(None, "Where divided weights and optimizer state are kept: cpu, or nvme:FOLDER.")
 
     save_every: int | None = option(None, "Optimizer steps between two checkpoints; each epoch by default.", min=1)

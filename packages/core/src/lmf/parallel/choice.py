@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..runs import LAUNCHED
 from ..settings import RunSettings
 from .zerofile import check_zero, read_zero, stage_of
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 TRUE = {"1", "true", "yes", "on", "y", "t"}
 STARTED = {  # an environment variable of what starts processes, and its name
-    "LMF_LAUNCH": "lmf launch",
+    LAUNCHED: "lmf launch",
     "ACCELERATE_MIXED_PRECISION": "accelerate launch",
     "CROSS_RANK": "deepspeed",
     "TORCHELASTIC_RUN_ID": "torchrun",

@@ -91,4 +91,10 @@ class Processes:
             dist.barrier()
 
 
+def lost(error: BaseException) -> bool:
+    """Tell whether an error means that another process is gone, or does not answer."""
+    text = str(error)
+    return isinstance(error, dist.DistError | TimeoutError) or any(name in text for name in ("gloo", "NCCL", "store"))
+
+
 ALONE = Processes()

@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
+from ..errors import LmfError
 from ..plan import Plan
 from ..specs import Criterion
 from ..training.learner import Learner
 from .copies import Copies
+from .processes import Processes
 from .sharded import Sharded
 
 
-def begin(way: str, **options: Any) -> Accelerator:
+def begin(plan: Plan, **options: Any) -> Accelerator:
     """Meet the other processes, if there are any.
 
     Args:
-        way: How the model is to be shared.
+        plan: The run.
         options: Arguments of the accelerator.
+
+    Raises:
+        LmfError: The others do not come.
     """
+    environ = os.environ
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        os.environ.pop(name, None)  # the model is shared here
-    if way != "ddp":
-        for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
-            os.environ.setdefault(name, str(value))
-        os.environ.setdefault("MASTER_PORT", "0")
-    return Accelerator(**options)
+        environ.pop(name, None)  # the model is shared here
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if plan.sharing.way != "ddp":
+        for name, value in alone.items():
+            environ.setdefault(name, value)
+    several = "LOCAL_RANK" in environ
+    cpu = several and not torch.accelerator.is_available()
+    if cpu:
+        environ.setdefault("DS_ACCELERATOR", "cpu")
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=plan.settings.timeout))
+    try:
+        found = Accelerator(cpu=cpu, kwargs_handlers=[waiting] if several else None, **options)
+    except (dist.DistError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LmfError(f"The processes of the run did not meet within {plan.settings.timeout} s: {reason}") from None
+    count = int(environ.get("WORLD_SIZE", "1"))
+    if found.num_processes != count:
+        raise LmfError(f"{count} processes were started, but accelerate sees {found.num_processes}; try lmf launch.")
+    return found
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    """Return the processes of a run."""
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 def kind_of(way: str) -> type[Copies]:

@@ -7,8 +7,8 @@ fixed when the run begins.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -257,7 +257,7 @@ def _deepspeed(device: torch.device) -> Any:
         import deepspeed
     except ImportError:
         raise LmfError("ZeRO needs the package deepspeed: pip install 'lmf-core[deepspeed]'") from None
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*is deprecated. Please use", FutureWarning)  # what it calls of torch
     # only inference uses it, and to build it takes a compiler and minutes
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

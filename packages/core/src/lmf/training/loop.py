@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import resource
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -28,8 +29,11 @@ from ..evaluate.running import Evaluator, score, totals
 from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
 from ..guard import Stop, lock
+from ..models import fingerprint
 from ..parallel.choice import started_by
-from ..parallel.sharing import begin, share
+from ..parallel.processes import lost
+from ..parallel.sharing import begin, processes_of, share
+from ..parallel.words import say
 from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import (
@@ -50,6 +54,11 @@ from .output import check_saving, clear, save_model
 from .packing import Batch
 from .supply import supply_of
 
+SAME = (  # what all processes must have alike
+    *("family", "template_sha256", "optimizer", "new_tokens"),
+    *("plugins", "versions", "python", "parallel", "processes"),
+)
+PATHS = frozenset({"model", "data", "eval_data", "output", "deepspeed"})  # which each machine may have elsewhere
 SAMPLE = Sampling(max_tokens=128)  # of --sample
 
 
@@ -62,25 +71,33 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     report = report or Reporter()
     settings, output = plan.settings, plan.settings.output
     check_tuner(plan)
-    accelerator = begin(plan.sharing.way, log_with=list(settings.log) or None, project_dir=str(output))
-    if settings.step_in_backward and accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()  # the first to leave would cut the others off
+    accelerator = begin(plan, log_with=list(settings.log) or None, project_dir=str(output))
+    processes = processes_of(accelerator)
+    if settings.step_in_backward and processes.count > 1:
+        processes.wait()  # the first to leave would cut the others off
         raise ConfigError("--step-in-backward runs in one process: others would have to wait for every gradient.")
     set_seed(settings.seed)
-    material = encode_data(plan, report)
-    learner = load_learner(plan, material, accelerator.device, report, plan.sharing.way == "ddp")
-    check_saving(learner, material, plan)
+    first = accelerator.is_local_main_process  # of this machine; the others find in its cache what it has encoded
+    early = processes.each(lambda: encode_data(plan, report) if first else None)
+    material = processes.each(lambda: early or encode_data(plan, report))
+    settled = plan.sharing.way == "ddp"
+    learner = processes.each(lambda: load_learner(plan, material, accelerator.device, report, settled))
+    processes.on_main(lambda: check_saving(learner, material, plan))
     run = _Run(plan, material, learner, accelerator, report)
-    with lock(output) if accelerator.is_main_process else contextlib.nullcontext():
-        if accelerator.is_main_process:
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(lock(output))
             check_output(plan)  # again: another run may have come and gone while the model was loaded
             if settings.overwrite:
                 clear(output)
-        accelerator.wait_for_everyone()
+
+        processes.on_main(take)
         try:
-            run.work()
+            with run.together():
+                run.work()
         except BaseException:
-            if accelerator.is_main_process and not (run.done or settings.resume):
+            if processes.main and not (run.done or settings.resume):
                 with contextlib.suppress(OSError):
                     clear(output)  # a run that never took a step leaves nothing behind
             raise
@@ -98,6 +115,7 @@ class _Run:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = learner.model
+        self.begun = fingerprint(self.model) if accelerator.num_processes > 1 else ""
         assert self.settings.learning_rate is not None  # the plan has filled it in
         self.rate = self.settings.learning_rate
         self.shared = share(plan, learner, material.criterion, accelerator, self._optimizer)
@@ -117,6 +135,7 @@ class _Run:
 
     def work(self) -> None:
         """Train until the last step, an early stop or a signal, and save."""
+        self._agree()
         if self.settings.resume:
             self._resume()
         self._write_record("running")
@@ -134,6 +153,23 @@ class _Run:
         finally:
             self.report.end()
         self._finish(status)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Have the loss of another process, while the block runs, end the run with an error that says what is left."""
+        try:
+            yield
+        except (RuntimeError, TimeoutError) as error:  # gloo has no error of its own
+            reason = " ".join(str(error).split())
+            if self.processes.count == 1 or not lost(error):
+                raise
+            folder, _ = checkpoint.find(self.output)
+            again = resume_command(self.plan.objective.name, self.output)
+            left = f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
+            raise LmfError(
+                f"Another process of the run has ended, or has not answered for {self.settings.timeout} s, after step "
+                f"{self.done} of {self.steps}: {reason[:200]}\n{left}"
+            ) from None
 
     def close(self) -> None:
         """End the trackers and the group of processes."""
@@ -153,6 +189,7 @@ class _Run:
             factor = schedule(settings.schedule, self.done, self.steps, self.warmup)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
+            say(f"computing step {self.done + 1}")
             entry = self._step(chunk)
             self.done += 1
             tokens = sum(len(e.ids) for e in chunk)
@@ -206,6 +243,7 @@ class _Run:
                     self._diverged(f"Step {self.done + 1}: {what}.", [loss], [batch.where])
                 self.shared.backward(loss)
             losses.append(loss.detach())
+        say(f"waiting for the others in step {self.done + 1}")
         norm = self.shared.norm()
         total, size = torch.stack([self._sum(losses).to(norm), norm]).tolist()  # the one wait for the device
         if not (math.isfinite(total) and math.isfinite(size)):
@@ -288,6 +326,7 @@ class _Run:
         if not self.shared.finite():
             self._diverged(f"Step {self.done}: the weights are not finite numbers.", [], [])
         state = {"best": self.best, "since_best": self.since_best, "position": self.supply.state()}
+        say(f"saving after step {self.done}")
         place = self._checkpoint(self.done)
         optimizer = self.shared.state()
         checkpoint.save(
@@ -338,6 +377,28 @@ class _Run:
             with checkpoint.writing(self.output / LOG_FILE):
                 write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self.report.note(f"resumed from {folder.name}")
+
+    def _agree(self) -> None:
+        """Refuse processes that would learn something else than this one, or with something else.
+
+        Raises:
+            ConfigError: They would.
+        """
+        now = self._describe()
+        own = {key: now[key] for key in SAME}
+        own["settings"] = {key: value for key, value in now["settings"].items() if key not in PATHS}
+        own["data"] = [source["sha256"] for source in (*now["data"], *now["held_out_data"])]
+        own["weights"] = self.begun
+        everyone = self.processes.gather((socket.gethostname(), own))
+        (host, first), *others = everyone
+        for rank, (other, facts) in enumerate(others, 1):
+            for key, value in facts.items():
+                if value != first[key]:
+                    there, here = _different(value, first[key])
+                    raise ConfigError(
+                        f"The processes do not agree on {key}: {here} in process 0 ({host}), {there} in process {rank} "
+                        f"({other}).\nGive every machine the same packages, settings and data."
+                    )
 
     def _compare(self, then: dict[str, Any]) -> None:
         """Refuse to go on with another template or family; tell of other versions and machines.
@@ -498,6 +559,14 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _different(a: Any, b: Any) -> tuple[str, str]:
+    """Return what differs between two values, of mappings only that."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+        return tuple(", ".join(f"{key} {each.get(key)}" for key in sorted(keys)) for each in (a, b))  # type: ignore[return-value]
+    return str(a), str(b)
 
 
 def _flat(lists: Sequence[Sequence[str]]) -> list[str]:
