@@ -30,7 +30,7 @@ DESCRIBING = (
     *(f"data.{name}" for name in ("archive", "fetch", "cache", "tables", "hub", "inputs")),
     *(f"data.{name}" for name in ("records", "reading", "originals", "rewrite", "mixture", "streaming")),
     *("evaluate.tomlfile", "evaluate.sources"),
-    *("builtin", "sources", "splits", "runs", "journal", "parallel.choice", "parallel.zerofile"),
+    *("builtin", "sources", "splits", "runs", "journal", "parallel.words", "parallel.zerofile", "parallel.choice"),
     *("plan", "report", "guard"),
 )
 RUNNING = (
@@ -49,6 +49,7 @@ RUNNING = (
         *(f"evaluate.{name}" for name in ("likelihood", "asking", "running")),
         "training.learner",
         *(f"parallel.{name}" for name in ("copies", "sharded", "zero", "sharing")),
+        "parallel.launch",
         "training.gradients",
         "training.output",
         "training.loop",

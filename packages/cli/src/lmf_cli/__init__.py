@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 from lmf import LmfError, Plugins, cgroups
 
@@ -17,6 +18,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends no run
     _limit_threads()
+    _quiet_deepspeed()
     if "LOCAL_RANK" in os.environ:  # the launcher of deepspeed gives it as an argument, too
         sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     try:
@@ -33,6 +35,15 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `lmf plugins | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+ACCELERATORS = ("nvidia*", "kfd", "dxg", "dri", "davinci*", "accel*")  # devices that DeepSpeed may look for
+
+
+def _quiet_deepspeed() -> None:
+    """Tell DeepSpeed what it would find out by itself, and print where replies are printed: that there is no GPU."""
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _limit_threads() -> None:

@@ -53,6 +53,13 @@ def lock(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def ignore_signals() -> None:
+    """Let no signal but SIGKILL end this process any more, which is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Stop:
     """Notes the first signal, so that the step in progress is finished; the second one ends at once.
 

@@ -23,6 +23,7 @@ from .data.streaming import RecordStream
 from .errors import ConfigError, LmfError, did_you_mean
 from .evaluate.sources import Items, find_tasks, limited, read_items
 from .parallel.choice import ONE, Sharing, check_sharing, sharing_of
+from .parallel.words import started_again
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
 from .settings import LOOKUP, Opening, RunSettings
@@ -124,6 +125,9 @@ def make_plan(
         LmfError: A name is unknown, a file is missing or wrong, or the output folder is in use.
     """
     goal, way = plugins.objectives[objective], plugins.methods[method]
+    if started_again():
+        saved = any((settings.output / "checkpoints").glob("step-*"))
+        settings = dataclasses.replace(settings, resume=saved, overwrite=not saved)
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=way.learning_rate)
         origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}

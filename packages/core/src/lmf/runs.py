@@ -22,7 +22,7 @@ SETTINGS_FILE = "run.toml"
 SKIPPED_FILE = "skipped.txt"  # the bad records that were left out, a line or more each
 LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
-LAUNCHED = "LMF_LAUNCH"  # the environment variable that holds the beginning of the command line of ``lmf launch``
+LAUNCHED = "_LMF_LAUNCH"  # the environment variable that holds the beginning of the command line of ``lmf launch``
 
 
 @contextlib.contextmanager

@@ -159,14 +159,18 @@ def _tell(error: object, folder: Path, first: int) -> None:
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)  # by us, because of another one
     causes = {rank: f for rank, f in sorted(told.items()) if f.exitcode not in stopped} or told
     causes = {rank: f for rank, f in causes.items() if f.exitcode < 0} or causes  # the others noticed that they died
-    if set(causes) == {0} and causes[0].exitcode > 0:
+    if 0 in causes and causes[0].exitcode > 0:  # it has the terminal
         raise SystemExit(causes[0].exitcode)
     lines = []
     for rank, failure in causes.items():
         code = failure.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines.append(f"Process {rank} (pid {failure.pid}) {how}; its last word: {last_words(folder, rank)}.")
-        lines += [f"  | {line}" for line in _log(folder, rank - first)[-LAST:]]
+        log = _log(folder, rank - first)
+        if code > 0 and (begin := [number for number, line in enumerate(log) if line.startswith("error: ")]):
+            print("\n".join([*log[begin[-1] :], f"(process {rank})"]), file=sys.stderr)  # an error of ours
+            raise SystemExit(code)
+        lines += [f"  | {line}" for line in log[-LAST:]]
     raise LmfError("\n".join(lines))
 
 

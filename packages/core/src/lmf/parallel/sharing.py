@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import LmfError
 from ..plan import Plan
@@ -42,8 +43,11 @@ def begin(plan: Plan, **options: Any) -> Accelerator:
     cpu = several and not torch.accelerator.is_available()
     if cpu:
         environ.setdefault("DS_ACCELERATOR", "cpu")
-    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=plan.settings.timeout))
+    patience = timedelta(seconds=plan.settings.timeout)
+    waiting = InitProcessGroupKwargs(timeout=patience)
     try:
+        if environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            _meet_again(environ["TORCHELASTIC_RESTART_COUNT"], patience, cpu)
         found = Accelerator(cpu=cpu, kwargs_handlers=[waiting] if several else None, **options)
     except (dist.DistError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -52,6 +56,15 @@ def begin(plan: Plan, **options: Any) -> Accelerator:
     if found.num_processes != count:
         raise LmfError(f"{count} processes were started, but accelerate sees {found.num_processes}; try lmf launch.")
     return found
+
+
+def _meet_again(count: str, patience: timedelta, cpu: bool) -> None:
+    """Meet the others after the launcher has started all once more, under names that no earlier process has used."""
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    device = torch.accelerator.current_accelerator()
+    backend = "gloo" if cpu or device is None else dist.get_default_backend_for_device(device)
+    own = dist.distributed_c10d.PrefixStore(f"start-{count}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
 
 
 def processes_of(accelerator: Accelerator) -> Processes:

@@ -6,13 +6,19 @@ import os
 import time
 from pathlib import Path
 
-FOLDER = "LMF_LAUNCH_FOLDER"  # the environment variable that names the folder of the launcher
+FOLDER = "_LMF_LAUNCH_FOLDER"  # the environment variable that names the folder of the launcher
 
 
 def say(words: str) -> None:
     """Leave a word on what this process does now; nowhere, where nobody reads it."""
     if folder := os.environ.get(FOLDER):
         Path(folder, f"words-{os.environ.get('RANK', '0')}").write_text(f"{time.time()} {words}")
+
+
+def started_again() -> bool:
+    """Tell whether the launcher starts this process once more, after it had been at work."""
+    folder, count = os.environ.get(FOLDER), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return count != "0" and folder is not None and Path(folder, f"words-{os.environ.get('RANK', '0')}").exists()
 
 
 def last_words(folder: Path, rank: int) -> str:

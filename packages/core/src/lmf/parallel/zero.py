@@ -256,7 +256,7 @@ def _deepspeed(device: torch.device) -> Any:
     try:
         import deepspeed
     except ImportError:
-        raise LmfError("ZeRO needs the package deepspeed: pip install 'lmf-core[deepspeed]'") from None
+        raise LmfError("ZeRO needs the package deepspeed: pip install 'lmf-core[torch,deepspeed]'") from None
     warnings.filterwarnings("ignore", ".*is deprecated. Please use", FutureWarning)  # what it calls of torch
     # only inference uses it, and to build it takes a compiler and minutes
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -28,7 +28,7 @@ from ..errors import ConfigError, DataError, Interrupted, LmfError
 from ..evaluate.running import Evaluator, score, totals
 from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
-from ..guard import Stop, lock
+from ..guard import Stop, ignore_signals, lock
 from ..models import fingerprint
 from ..parallel.choice import started_by
 from ..parallel.processes import lost
@@ -163,9 +163,12 @@ class _Run:
             reason = " ".join(str(error).split())
             if self.processes.count == 1 or not lost(error):
                 raise
+            ignore_signals()  # a launcher stops this process now, but what it has to say is worth more
             folder, _ = checkpoint.find(self.output)
             again = resume_command(self.plan.objective.name, self.output)
-            left = f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
+            left = (
+                f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
+            )
             raise LmfError(
                 f"Another process of the run has ended, or has not answered for {self.settings.timeout} s, after step "
                 f"{self.done} of {self.steps}: {reason[:200]}\n{left}"
