@@ -104,9 +104,7 @@ def test_a_process_that_hangs_ends_the_run_in_time(tiny, data, tmp_path):
     code, text = launched.ends()
     assert code == 1 and time.monotonic() - began < 50  # torch's launcher waits for 30 s before it kills
     assert "error: Another process of the run has ended, or has not answered for 3 s, after step" in text
-    assert re.search(r"Process 1 .* its last word: (computing|waiting for the others in) step \d+, \d+ s ago", text), (
-        text
-    )
+    assert re.search(r"Process 1 .* its last word: .*step \d+, \d+ s ago", text), text
 
 
 def test_a_signal_to_the_launcher_saves_the_run(tiny, data, tmp_path):

@@ -32,7 +32,8 @@ class Sharded(Copies):
     def _wrap(self) -> None:
         device = self.processes.device
         mesh = init_device_mesh(device.type, (self.processes.count,))
-        offload = CPUOffloadPolicy() if self.sharing.offload else OffloadPolicy()
+        away = self.sharing.offload and device.type != "cpu"  # on a CPU, they are in main memory anyway
+        offload = CPUOffloadPolicy() if away else OffloadPolicy()
         layers = inner(self.model).get_submodule(self.learner.spec.layers)
         for part in (*layers.children(), self.learned):
             for parameter in part.parameters():
@@ -92,7 +93,8 @@ class Sharded(Copies):
 
     def finite(self) -> bool:
         self._reshard()
-        return super().finite()
+        parts = [parameter.to_local() for parameter in self.model.parameters() if isinstance(parameter, DTensor)]
+        return not self.processes.largest(int(not all(part.isfinite().all() for part in parts)))
 
     def _piece(self, value: torch.Tensor) -> Piece | None:
         if not isinstance(value, DTensor):

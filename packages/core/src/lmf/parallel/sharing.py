@@ -45,6 +45,8 @@ def begin(plan: Plan, **options: Any) -> Accelerator:
         environ.setdefault("DS_ACCELERATOR", "cpu")
     patience = timedelta(seconds=plan.settings.timeout)
     waiting = InitProcessGroupKwargs(timeout=patience)
+    if plan.sharing.offload and not cpu:
+        waiting.backend = "cuda:nccl,cpu:gloo"  # what is kept in main memory is added up there
     try:
         if environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
             _meet_again(environ["TORCHELASTIC_RESTART_COUNT"], patience, cpu)
