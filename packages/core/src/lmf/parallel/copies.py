@@ -19,7 +19,7 @@ from ..training.packing import Batch
 from ..training.update import update_of
 from .choice import Sharing
 from .pieces import Piece, Saved, State, restore, state_of, whole
-from .processes import Processes
+from .processes import processes_of
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Copies:
         build: Callable[[], torch.optim.Optimizer],
     ):
         self.learner, self.settings, self.sharing, self.accelerator = learner, settings, sharing, accelerator
-        self.processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+        self.processes = processes_of(accelerator)
         self.model = learner.model
         self.learned = Learned(learner.model, criterion)
         self.wrapped: nn.Module = self.learned

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 
 from ..errors import LmfError
 
@@ -95,6 +96,11 @@ def lost(error: BaseException) -> bool:
     """Tell whether an error means that another process is gone, or does not answer."""
     text = str(error)
     return isinstance(error, dist.DistError | TimeoutError) or any(name in text for name in ("gloo", "NCCL", "store"))
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    """Return the processes that have met."""
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 ALONE = Processes()

@@ -18,7 +18,6 @@ from ..plan import Plan
 from ..specs import Criterion
 from ..training.learner import Learner
 from .copies import Copies
-from .processes import Processes
 from .sharded import Sharded
 
 
@@ -67,11 +66,6 @@ def _meet_again(count: str, patience: timedelta, cpu: bool) -> None:
     backend = "gloo" if cpu or device is None else dist.get_default_backend_for_device(device)
     own = dist.distributed_c10d.PrefixStore(f"start-{count}", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
-
-
-def processes_of(accelerator: Accelerator) -> Processes:
-    """Return the processes of a run."""
-    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 def kind_of(way: str) -> type[Copies]:

@@ -31,8 +31,8 @@ from ..generate.opening import Chatter, reply
 from ..guard import Stop, ignore_signals, lock
 from ..models import fingerprint
 from ..parallel.choice import started_by
-from ..parallel.processes import lost
-from ..parallel.sharing import begin, processes_of, share
+from ..parallel.processes import lost, processes_of
+from ..parallel.sharing import begin, share
 from ..parallel.words import say
 from ..plan import Plan, check_output
 from ..report import Reporter
