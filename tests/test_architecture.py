@@ -52,6 +52,7 @@ RUNNING = (
         "parallel.launch",
         "training.gradients",
         "training.output",
+        "training.record",
         "training.loop",
         "saving",
     ),

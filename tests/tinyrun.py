@@ -112,7 +112,7 @@ def run_in_two(stop: int, *args: Any, **kwargs: Any) -> Path:
     """Do a run that is interrupted after a step, and then go on with it."""
     with pytest.raises(Interrupted):
         run(*args, report=stop_at(stop), **kwargs)
-    return run(*args, resume=True, **kwargs)
+    return run(*args, resume="newest", **kwargs)
 
 
 def log(output: Path, *keys: str) -> list[dict[str, Any]]:

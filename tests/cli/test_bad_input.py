@@ -165,6 +165,8 @@ def test_data_that_are_not_there(folder, name, told):
         ("--patience 3", "--patience needs held-out data: give --eval-data or --eval-split."),
         ("--eval-data data.jsonl --eval-split 0.1", "--eval-data and --eval-split are two ways to the same thing;"),
         ("--resume", "--resume: there is no run in out."),
+        ("--resume --steps 3", "--resume: there is no run in out."),
+        ("--resume step-000020", "--resume: there is no run in out."),
         ("--resume --overwrite", "--resume continues a run and --overwrite deletes it; give one of them."),
         ("--rank 8", "--rank is a flag of lora, not of full."),
         ("--config nosuch.toml", "--config nosuch.toml does not exist."),
@@ -186,12 +188,12 @@ def test_an_empty_text(folder, flag):
     [
         ("--learnig-rate 1", ["--learnig-rate", "--learning-rate"]),
         ("--learning_rate 1", ["--learning_rate", "--learning-rate"]),
-        ("--no-resum", ["--no-resum", "--no-resume"]),
+        ("--no-dedu", ["--no-dedu", "--no-dedup"]),
         ("-s 3", ["-s"]),
         ("extra", ["unexpected", "(extra)"]),
         ("-- --steps 3", ["unexpected", "(--steps 3)"]),
         ("--steps", ["'--steps' requires an argument"]),
-        ("--resume=yes", ["'--resume' does not take a value"]),
+        ("--dedup=yes", ["'--dedup' does not take a value"]),
     ],
 )
 def test_a_line_that_cannot_be_parsed(folder, words, told):
@@ -244,7 +246,7 @@ def test_a_name_that_does_not_exist(folder, line, told):
         ("steps = 0\n", "steps in run.toml is 0; it must be at least 1."),
         ("steps = 2.0\n", "steps in run.toml is 2.0; it must be a whole number."),
         ("steps = true\n", "steps in run.toml is True; it must be a whole number."),
-        ("resume = 'yes'\n", "resume in run.toml is 'yes'; it must be true or false."),
+        ("dedup = 'yes'\n", "dedup in run.toml is 'yes'; it must be true or false."),
         ("schedule = 'cosin'\n", "schedule in run.toml is 'cosin'; it must be one of linear, cosine, constant. Did"),
         ("sample = ''\n", "sample in run.toml is empty."),
         ("eval_data = 3\n", "eval_data in run.toml is 3; it must be a list."),

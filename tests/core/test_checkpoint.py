@@ -172,7 +172,7 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bits(number, straight,
     assert ended(fork(killed)) == -signal.SIGKILL
     saved = 2 if number <= 9 else 4 if number <= 29 else 6
     report = Notes()
-    run(tiny, data, output, resume=True, report=report, **settings)
+    run(tiny, data, output, resume="newest", report=report, **settings)
     assert f"resumed from step-00000{saved}" in report.notes
     assert same(straight, output)
     assert not list(output.rglob(".*")), "leftovers were not cleaned"
@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(file, straight, tiny
     assert second == "Free some space and continue with --resume; earlier checkpoints are untouched."
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000002"]
     assert checkpoint.damage(output / "checkpoints/step-000002") is None
-    run(tiny, data, output, resume=True, **SETTINGS)
+    run(tiny, data, output, resume="newest", **SETTINGS)
     assert same(straight, output)
 
 
@@ -257,8 +257,8 @@ def test_a_disk_that_fills_up_elsewhere_is_told_and_the_run_can_go_on(
     with monkeypatch.context() as patch:
         assert not fill_disk(patch, place, RUST if place.endswith("tensors") else FULL)
         with pytest.raises(LmfError, match=f"{output}(/log.jsonl)? could not be written: the disk is full"):
-            run(tiny, data, output, resume=True, **SETTINGS)
-    run(tiny, data, output, resume=True, **SETTINGS)
+            run(tiny, data, output, resume="newest", **SETTINGS)
+    run(tiny, data, output, resume="newest", **SETTINGS)
     assert same(straight, output)
 
 
@@ -361,7 +361,7 @@ def test_any_flipped_bit_and_any_cut_is_found(interrupted, tmp_path):
 def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_bits(stopped, straight, tiny, data):
     cut(stopped / "checkpoints/step-000005/model.safetensors")
     report = Notes()
-    run(tiny, data, stopped, resume=True, report=report, **SETTINGS)
+    run(tiny, data, stopped, resume="newest", report=report, **SETTINGS)
     assert "resumed from step-000004" in report.notes
     assert [note for note in report.notes if note.startswith("step-000005 is damaged: model.safetensors has ")]
     assert same(straight, stopped)
@@ -370,7 +370,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_bits(stopped, straig
 def test_a_newer_checkpoint_that_is_damaged_does_not_push_out_a_whole_one(stopped, tiny, data):
     shutil.copytree(stopped / "checkpoints/step-000005", stopped / "checkpoints/step-000099")
     cut(stopped / "checkpoints/step-000099/model.safetensors")
-    run(tiny, data, stopped, resume=True, **SETTINGS | {"keep": 1})
+    run(tiny, data, stopped, resume="newest", **SETTINGS | {"keep": 1})
     kept = [path.name for path in sorted((stopped / "checkpoints").iterdir())]
     assert kept == ["step-000006", "step-000099"]
     assert checkpoint.find(stopped)[0] == stopped / "checkpoints/step-000006"
@@ -382,7 +382,7 @@ def test_without_a_whole_checkpoint_the_error_says_what_to_do(stopped, tiny, dat
     before = contents(stopped)
     report = Notes()
     with pytest.raises(LmfError) as refused:
-        run(tiny, data, stopped, resume=True, report=report, **SETTINGS)
+        run(tiny, data, stopped, resume="newest", report=report, **SETTINGS)
     assert str(refused.value) == (f"{stopped} has no whole checkpoint to resume from. Start again with --overwrite.")
     assert [note.partition(":")[0] for note in report.notes if "damaged" in note] == [
         "step-000005 is damaged",
@@ -410,7 +410,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(stopped, straight, tiny, data, 
         monkeypatch.setattr(module, name, refuse)
     # the records of the run lie packed in its own memory
     monkeypatch.setattr(pickle, "loads", lambda data: loads(data) if isinstance(data, mmap.mmap) else refuse())
-    run(tiny, data, stopped, resume=True, **SETTINGS)
+    run(tiny, data, stopped, resume="newest", **SETTINGS)
     assert same(straight, stopped)
     assert not (stopped / "canary").exists()
 

@@ -83,7 +83,7 @@ def test_a_second_run_is_refused_and_the_first_is_unharmed(tiny, data, tmp_path)
     failures: list[str] = []
 
     def second() -> None:
-        for more in ({"resume": True}, {"overwrite": True}):
+        for more in ({"resume": "newest"}, {"overwrite": True}):
             with pytest.raises(LmfError) as refused:
                 run(tiny, data, output, **settings, **more)
             failures.append(str(refused.value))

@@ -131,7 +131,7 @@ def test_a_divided_run_goes_on_to_the_same_bits(way, method, tiny, data, tmp_pat
     whole = RESUMED | {"parallel": way, "options": METHODS[method]}
     assert processes(2, lambda rank: run(tiny, data, tmp_path / "straight", method, **whole)) == [0, 0]
     interrupted(tiny, data, tmp_path / "out", way, method)
-    assert processes(2, lambda rank: run(tiny, data, tmp_path / "out", method, resume=True, **whole)) == [0, 0]
+    assert processes(2, lambda rank: run(tiny, data, tmp_path / "out", method, resume="newest", **whole)) == [0, 0]
     assert apart(tmp_path / "straight", tmp_path / "out") == {"loss": 0, "gradient_norm": 0, "weights": 0}
 
 
@@ -148,7 +148,7 @@ def test_a_run_goes_on_in_other_processes_that_share_otherwise(way, ranks, after
     interrupted(tiny, data, tmp_path / "out", way, method)
 
     def go_on(rank: int) -> None:
-        run(tiny, data, tmp_path / "out", method, resume=True, parallel=after, options=options, **RESUMED)
+        run(tiny, data, tmp_path / "out", method, resume="newest", parallel=after, options=options, **RESUMED)
 
     if ranks == 1:
         go_on(0)
@@ -166,11 +166,11 @@ def test_a_missing_part_of_the_optimizer_is_found(tiny, data, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "optimizer-1.safetensors").unlink()
     with pytest.raises(LmfError, match="no whole checkpoint"):
-        run(tiny, data, tmp_path / "out", resume=True, **RESUMED)
+        run(tiny, data, tmp_path / "out", resume="newest", **RESUMED)
     del manifest["optimizer-1.safetensors"]  # and nobody knows of it any more
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(LmfError, match=r"step-000003 lacks a part of the optimizer's \S+/exp_avg\S*\."):
-        run(tiny, data, tmp_path / "out", resume=True, **RESUMED)
+        run(tiny, data, tmp_path / "out", resume="newest", **RESUMED)
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero3"])
@@ -208,7 +208,7 @@ def test_records_come_once_in_an_epoch_whatever_the_number_of_processes(tiny, da
                     run(tiny, data, out, report=stop_at(2), **common)
 
             assert processes(ranks, stopped) == [0] * ranks
-            go_on = lambda rank, out=out, common=common: run(tiny, data, out, resume=True, **common)  # noqa: E731
+            go_on = lambda rank, out=out, common=common: run(tiny, data, out, resume="newest", **common)  # noqa: E731
             assert processes(ranks, go_on) == [0] * ranks
             lines = Counter((tmp_path / f"seen-{noting.name}").read_text().splitlines())  # type: ignore[attr-defined]
             lines.pop("", None)  # what find_head tries
@@ -273,6 +273,6 @@ def test_a_process_that_dies_ends_the_others_with_what_is_left(tiny, data, tmp_p
             run(tiny, data, tmp_path / "out", **common)
 
     assert processes(2, work) == [0, -9]
-    assert processes(2, lambda rank: run(tiny, data, tmp_path / "out", resume=True, **common)) == [0, 0]
+    assert processes(2, lambda rank: run(tiny, data, tmp_path / "out", resume="newest", **common)) == [0, 0]
     straight = run(tiny, data, tmp_path / "straight", **common)
     assert max(apart(straight, tmp_path / "out").values()) <= 1e-5

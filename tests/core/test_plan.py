@@ -82,8 +82,13 @@ def test_a_plan_takes_the_learning_rate_of_its_method_unless_one_is_given(tiny, 
         ({"log": ("wandbb",)}, ConfigError, "--log wandbb: no such tracker. Did you mean 'wandb'? Trackers: tensorb"),
         ({"patience": 2}, ConfigError, "--patience needs held-out data: give --eval-data or --eval-split."),
         ({"eval_split": 0.1, "eval_data": ("x",)}, ConfigError, "--eval-data and --eval-split are two ways to the sam"),
-        ({"resume": True, "overwrite": True}, ConfigError, "--resume continues a run and --overwrite deletes it; give"),
-        ({"resume": True}, ConfigError, "--resume: there is no run in "),
+        (
+            {"resume": "newest", "overwrite": True},
+            ConfigError,
+            "--resume continues a run and --overwrite deletes it; give",
+        ),
+        ({"resume": "newest"}, ConfigError, "--resume: there is no run in "),
+        ({"resume": "step-000001"}, ConfigError, "--resume: there is no run in "),
         ({"data": ("nothing.jsonl",)}, DataError, "nothing.jsonl"),
         ({"eval_data": ("nothing.jsonl",)}, DataError, "nothing.jsonl"),
         ({"model": "./nothing"}, ConfigError, "--model ./nothing: no such folder"),
@@ -169,7 +174,7 @@ def test_an_output_that_cannot_be_written_is_refused(exists, tiny, data, tmp_pat
 def test_a_damaged_record_is_named(tiny, data, done):
     (done / "lmf.json").write_text('{"status": "fin')
     with pytest.raises(LmfError, match=rf"^{done}/lmf\.json is damaged: JSONDecodeError: "):
-        plan(tiny, data, done, steps=1, resume=True)
+        plan(tiny, data, done, steps=1, resume="newest")
 
 
 @pytest.mark.parametrize("what", ["model", "data", "held-out data"])

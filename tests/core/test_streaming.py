@@ -242,7 +242,7 @@ def test_a_bad_record_ends_a_run_with_its_work_saved_and_it_goes_on_without_the_
     assert saved.startswith("Stopped after step 4 of 9; saved ")
     assert advice.endswith("--on-bad-record skip")
     report = Notes()
-    out = run(tiny, data, tmp_path / "out", steps=9, resume=True, on_bad_record="skip", report=report, **STREAMED)
+    out = run(tiny, data, tmp_path / "out", steps=9, resume="newest", on_bad_record="skip", report=report, **STREAMED)
     assert [line["step"] for line in log(out)] == [*range(1, 10)]
     assert "1 bad records were left out" in report.notes
     assert f"{data}: streamed, format messages" in report.notes
@@ -281,4 +281,4 @@ def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path):
         run(tiny, data, tmp_path / "out", steps=4, report=stop_at(2), **STREAMED)
     data.write_text(data.read_text() + data.read_text().splitlines()[0], encoding="utf-8")
     with pytest.raises(ConfigError, match=r"began with something else:\n  data: talks\.jsonl"):
-        plan(tiny, data, tmp_path / "out", steps=4, resume=True, **STREAMED)
+        plan(tiny, data, tmp_path / "out", steps=4, resume="newest", **STREAMED)

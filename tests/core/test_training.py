@@ -323,7 +323,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(step, straight, tmp_
     assert f"Continue: lmf train --config {tmp_path}/run.toml --resume" in str(stopped.value)
     assert json.loads((tmp_path / "lmf.json").read_text())["status"] == "interrupted"
     report = Notes()
-    again(tmp_path, resume=True, report=report)
+    again(tmp_path, resume="newest", report=report)
     assert f"resumed from step-{step:06d}" in report.notes
     assert_same_run(first, tmp_path)
 
@@ -332,8 +332,8 @@ def test_a_run_stopped_after_every_step_ends_at_the_same_bits(straight, tmp_path
     first, again = straight
     for step in range(1, 10):
         with pytest.raises(Interrupted):
-            again(tmp_path, resume=step > 1, report=stop_at(step))
-    again(tmp_path, resume=True)
+            again(tmp_path, resume="newest" if step > 1 else None, report=stop_at(step))
+    again(tmp_path, resume="newest")
     assert_same_run(first, tmp_path)
 
 
@@ -342,11 +342,61 @@ def test_resuming_a_finished_run_changes_nothing(tiny, data, tmp_path):
     first, again = run(tiny, data, tmp_path / "first", **settings), tmp_path / "again"
     shutil.copytree(first, again)
     report = Notes()
-    run(tiny, data, again, resume=True, report=report, **settings)
+    run(tiny, data, again, resume="newest", report=report, **settings)
     assert_same_run(first, again)
     records = [json.loads((output / "lmf.json").read_text()) for output in (first, again)]
     assert records[0]["sample_before"] == records[1]["sample_before"]
     assert [(when, text) for when, _, text in report.samples] == [("after", records[0]["sample_after"])]
+
+
+def test_auto_starts_a_run_goes_on_with_it_and_leaves_a_finished_one_alone(straight, tmp_path):
+    first, again = straight
+    with pytest.raises(Interrupted):
+        again(tmp_path, resume="auto", report=stop_at(3))
+    report = Notes()
+    again(tmp_path, resume="auto", report=report)
+    assert "resumed from step-000003" in report.notes
+    again(tmp_path, resume="auto")
+    assert_same_run(first, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        again(tmp_path, resume="auto")
+    assert_same_run(tmp_path, first)  # of the files that are left
+
+
+def test_auto_starts_a_run_again_that_had_saved_nothing(straight, tmp_path):
+    first, again = straight
+    with pytest.raises(Interrupted):
+        again(tmp_path, report=stop_at(3))
+    shutil.rmtree(tmp_path / "checkpoints")
+    again(tmp_path, resume="auto")
+    assert_same_run(first, tmp_path)
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(straight, tmp_path):
+    first, again = straight
+    for step in (3, 5):
+        with pytest.raises(Interrupted):
+            again(tmp_path, resume="auto", report=stop_at(step))
+    older, newer = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())[-2:]
+    report = Notes()
+    again(tmp_path, resume=older, report=report)
+    assert f"resumed from {older}" in report.notes
+    assert f"{newer} is of the earlier course of this run; it is kept as {newer}.left1" in report.notes
+    assert (tmp_path / f"checkpoints/{newer}.left1/manifest.json").exists()
+    assert_same_run(first, tmp_path)
+
+
+def test_a_checkpoint_that_is_named_must_be_there_and_whole(straight, tmp_path):
+    _, again = straight
+    with pytest.raises(Interrupted):
+        again(tmp_path, report=stop_at(3))
+    with pytest.raises(ConfigError, match=r"has no such checkpoint\. Did you mean 'step-000003'\?\nCheckpoints: step"):
+        again(tmp_path, resume="step-3")
+    with (tmp_path / "checkpoints/step-000003/optimizer.safetensors").open("r+b") as file:
+        file.truncate(99)
+    with pytest.raises(LmfError, match=r"--resume step-000003: it is damaged: optimizer.safetensors has 99 bytes"):
+        again(tmp_path, resume="step-000003")
 
 
 def test_a_stop_in_the_last_step_lets_the_run_finish(tiny, data, tmp_path):
@@ -359,7 +409,7 @@ def test_what_may_change_does_not_stop_a_resumed_run(tiny, data, tmp_path):
         run(tiny, data, tmp_path, steps=4, batch_size=4, report=stop_at(2))
     moved = tmp_path / "moved.jsonl"
     moved.write_bytes(data.read_bytes())
-    run(tiny, moved, tmp_path, steps=4, batch_size=4, resume=True, save_every=1, keep=5)
+    run(tiny, moved, tmp_path, steps=4, batch_size=4, resume="newest", save_every=1, keep=5)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
@@ -381,7 +431,7 @@ def test_a_run_does_not_go_on_with_another_setting(change, message, tiny, data, 
         run(tiny, data, tmp_path, "freeze", report=stop_at(2), **settings)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(ConfigError) as refused:
-        run(tiny, data, tmp_path, resume=True, **{"method": "freeze", **settings, **change})
+        run(tiny, data, tmp_path, resume="newest", **{"method": "freeze", **settings, **change})
     lines = str(refused.value).splitlines()
     assert lines[0] == f"--resume: the run in {tmp_path} began with something else:"
     assert f"  {message}" in lines
@@ -395,14 +445,14 @@ def test_a_run_does_not_go_on_with_another_model_or_other_data(tiny, data, tmp_p
         run(tiny, [data], output, steps=4, batch_size=4, report=stop_at(2))
     other = tiny_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match=f"  --model: '{tiny}' then, '{other}' now"):
-        plan(other, data, output, steps=4, batch_size=4, resume=True)
+        plan(other, data, output, steps=4, batch_size=4, resume="newest")
     changed = talks(tmp_path / "talks.jsonl", 21)
     with pytest.raises(ConfigError) as refused:
-        plan(tiny, [changed], output, steps=4, batch_size=4, resume=True)
+        plan(tiny, [changed], output, steps=4, batch_size=4, resume="newest")
     sums = sha256(data)[:12], sha256(changed)[:12]
     assert f"  data: talks.jsonl (sha256 {sums[0]}) then, talks.jsonl (sha256 {sums[1]}) now" in str(refused.value)
     with pytest.raises(ConfigError, match=r"  data: no file then, talks.jsonl \(sha256 [0-9a-f]{12}\) now"):
-        plan(tiny, [data, changed], output, steps=4, batch_size=4, resume=True)
+        plan(tiny, [data, changed], output, steps=4, batch_size=4, resume="newest")
 
 
 def test_a_run_does_not_go_on_with_another_meaning_of_its_settings(tiny, data, tmp_path):
@@ -412,10 +462,10 @@ def test_a_run_does_not_go_on_with_another_meaning_of_its_settings(tiny, data, t
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"template": "acme:chatml"}))
     with pytest.raises(ConfigError, match="template: 'acme:chatml' then, 'lmf-templates:chatml' now"):
-        run(tiny, data, tmp_path, steps=4, batch_size=4, resume=True)
+        run(tiny, data, tmp_path, steps=4, batch_size=4, resume="newest")
     file.write_text(json.dumps(record | {"versions": record["versions"] | {"torch": "1.0"}}))
     report = Notes()
-    run(tiny, data, tmp_path, steps=4, batch_size=4, resume=True, report=report)
+    run(tiny, data, tmp_path, steps=4, batch_size=4, resume="newest", report=report)
     (note,) = [note for note in report.notes if note.startswith("versions then: {'torch': '1.0'")]
     assert note.endswith("The numbers may differ a little")
 
@@ -446,7 +496,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(dropping, data, 
 
     assert processes(2, lambda rank: run(dropping, data, tmp_path / "straight", **settings)) == [0, 0]
     assert processes(2, stopped) == [0, 0]
-    assert processes(2, lambda rank: run(dropping, data, tmp_path / "out", resume=True, **settings)) == [0, 0]
+    assert processes(2, lambda rank: run(dropping, data, tmp_path / "out", resume="newest", **settings)) == [0, 0]
     assert_same_run(tmp_path / "straight", tmp_path / "out")
 
 
@@ -485,7 +535,7 @@ def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(tiny, data, 
     settings |= {"learning_rate": 0.02, "schedule": "constant"}
     output = run(tiny, data, tmp_path / "out", **settings)
     before = sha256(output / "model.safetensors"), log(output)
-    run(tiny, data, output, resume=True, **settings)
+    run(tiny, data, output, resume="newest", **settings)
     assert (sha256(output / "model.safetensors"), log(output)) == before
 
 
@@ -515,7 +565,7 @@ def test_a_lost_best_checkpoint_is_told(tiny, data, tmp_path):
     assert [note for note in report.notes if "is lost (model.safetensors has 0 bytes instead of" in note]
     assert sha256(tmp_path / "model.safetensors") == sha256(tmp_path / "checkpoints/step-000010/model.safetensors")
     report = Notes()
-    run(tiny, data, tmp_path, resume=True, report=report, **settings)
+    run(tiny, data, tmp_path, resume="newest", report=report, **settings)
     assert [note for note in report.notes if note.startswith("the best checkpoint, of step ")]
 
 
@@ -585,7 +635,7 @@ def test_a_loss_or_gradient_that_is_no_number_ends_the_run_before_the_step(
         assert records == f"Records of that batch: {data}:7."
     model = learners[-1].model
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in weights(last).items())
-    run(tiny, data, output, resume=True, **STEADY)
+    run(tiny, data, output, resume="newest", **STEADY)
     assert sha256(output / "model.safetensors") == sha256(steady / "model.safetensors")
 
 

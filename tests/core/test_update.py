@@ -120,6 +120,6 @@ def test_a_run_with_steps_in_the_backward_pass_resumes_to_the_same_bits(tiny, da
     run(tiny, data, tmp_path / "straight", steps=6, **ONE_PASS)
     with pytest.raises(LmfError, match="Stopped after step 3 of 6"):
         run(tiny, data, tmp_path / "out", report=stop_at(3), steps=6, **ONE_PASS)
-    run(tiny, data, tmp_path / "out", resume=True, steps=6, **ONE_PASS)
+    run(tiny, data, tmp_path / "out", resume="newest", steps=6, **ONE_PASS)
     straight, resumed = weights(tmp_path / "straight"), weights(tmp_path / "out")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)

@@ -713,7 +713,7 @@ def test_a_resumed_run_gives_the_same_bits_as_one_that_was_never_stopped(options
     with pytest.raises(Interrupted):
         run("stopped", report=tinyrun.stop_at(3))
     assert not (tmp_path / "stopped" / FILES[1]).exists()
-    resumed = run("stopped", resume=True)
+    resumed = run("stopped", resume="newest")
     for name in FILES:
         assert (resumed / name).read_bytes() == (straight / name).read_bytes()
     assert tinyrun.losses(resumed) == tinyrun.losses(straight)

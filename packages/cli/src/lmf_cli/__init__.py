@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lmf import LmfError, Plugins, cgroups
+from lmf.parallel.words import tell
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
             sys.stdout.flush()  # when Python ends it would be too late to notice a closed pipe
     except LmfError as error:
         print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -107,6 +107,13 @@ def value_of(kind: type, name: str, text: str) -> Any:
     return _read([text] if _is_list(hint) else text, hint)
 
 
+def written_out(arguments: Sequence[str], kind: type) -> list[str]:
+    """Return arguments in which each flag that may stand without a value has the one that it then means."""
+    bare = {config.flag(f.name): f.metadata["bare"] for f in dataclasses.fields(kind) if f.metadata["bare"]}
+    pairs = zip(arguments, [*arguments[1:], "-"], strict=True)
+    return [f"{this}={bare[this]}" if this in bare and after.startswith("-") else this for this, after in pairs]
+
+
 def _flag(f: dataclasses.Field[Any], kind: Any, default: Any, heading: str) -> Any:
     """Return the annotation that Typer makes a flag from; its default None means that it was not given."""
     flag = config.flag(f.name)

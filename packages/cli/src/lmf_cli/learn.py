@@ -59,7 +59,7 @@ def group(plugins: Plugins, goal: Objective, run: Callable[..., None], extra: ty
     class Methods(base):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             if args and not ctx.resilient_parsing:
-                args = _with_method(plugins, goal, args)
+                args = _with_method(plugins, goal, flags.written_out(args, RunSettings))
             return super().parse_args(ctx, args)
 
         def invoke(self, ctx: Any) -> Any:

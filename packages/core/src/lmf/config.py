@@ -31,6 +31,7 @@ def option(
     max: float | None = None,
     above: float | None = None,
     commas: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """Declare a setting: a dataclass field with a help text and bounds.
 
@@ -41,8 +42,9 @@ def option(
         max: Largest value allowed.
         above: The value must be greater than this.
         commas: Several values may also be written as one, separated by commas.
+        bare: What a flag without a value means; by default, a flag needs one.
     """
-    metadata = {"help": help, "min": min, "max": max, "above": above, "commas": commas}
+    metadata = {"help": help, "min": min, "max": max, "above": above, "commas": commas, "bare": bare}
     return field(default=default, metadata=metadata)
 
 

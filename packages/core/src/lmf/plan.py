@@ -25,8 +25,8 @@ from .evaluate.sources import Items, find_tasks, limited, read_items
 from .parallel.choice import ONE, Sharing, check_sharing, sharing_of
 from .parallel.words import started_again
 from .plugins import Plugins
-from .runs import LOCK_FILE, RUN_FILE, read_run, resume_command
-from .settings import LOOKUP, Opening, RunSettings
+from .runs import LOCK_FILE, RUN_FILE, checkpoints, read_run, resume_command
+from .settings import AUTO, LOOKUP, NEWEST, Opening, RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
 from .templates.choose import named_template
@@ -125,9 +125,10 @@ def make_plan(
         LmfError: A name is unknown, a file is missing or wrong, or the output folder is in use.
     """
     goal, way = plugins.objectives[objective], plugins.methods[method]
-    if started_again():
-        saved = any((settings.output / "checkpoints").glob("step-*"))
-        settings = dataclasses.replace(settings, resume=saved, overwrite=not saved)
+    if settings.resume and settings.overwrite:
+        raise ConfigError("--resume continues a run and --overwrite deletes it; give one of them.")
+    if started_again() or settings.resume == AUTO:
+        settings = _started_or_continued(settings)
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=way.learning_rate)
         origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}
@@ -184,6 +185,15 @@ def make_plan(
     return plan
 
 
+def _started_or_continued(settings: RunSettings) -> RunSettings:
+    """Return the settings that continue the run in the output folder, or start it where it has saved nothing yet."""
+    output = settings.output
+    if checkpoints(output):
+        return dataclasses.replace(settings, resume=NEWEST, overwrite=False)
+    begun = (output / RUN_FILE).exists() and read_run(output).get("status") != "finished"
+    return dataclasses.replace(settings, resume=None, overwrite=begun)
+
+
 def _tasks(settings: RunSettings, plugins: Plugins) -> tuple[Items, ...]:
     """Read the problems of the benchmarks to measure while a model is trained."""
     tasks = [task for task, _ in find_tasks(settings.eval_tasks, plugins).values()]
@@ -211,8 +221,6 @@ def _check_one_pass(settings: RunSettings) -> None:
 def check_output(plan: Plan) -> None:
     """Raise ConfigError if the output folder is not free for this run."""
     settings, output = plan.settings, plan.settings.output
-    if settings.resume and settings.overwrite:
-        raise ConfigError("--resume continues a run and --overwrite deletes it; give one of them.")
     existing = next(p for p in [output, *output.absolute().parents] if p.exists())
     if not existing.is_dir():
         raise ConfigError(f"--output {output}: {existing} is a file; it must be a folder.")
@@ -224,6 +232,12 @@ def check_output(plan: Plan) -> None:
         if not ours:
             raise ConfigError(f"--resume: there is no run in {output}.")
         check_same_run(plan, read_run(output))
+        there = [folder.name for folder in checkpoints(output)]
+        if settings.resume not in (NEWEST, *there):
+            raise ConfigError(
+                f"--resume {settings.resume}: {output} has no such checkpoint.{did_you_mean(settings.resume, there)}\n"
+                f"Checkpoints: {', '.join(there) or 'none'}."
+            )
     elif used and not ours:
         raise ConfigError(f"--output {output} holds files that are not a run of lmf. Choose another folder.")
     elif used and not settings.overwrite:

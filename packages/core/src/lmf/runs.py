@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ SETTINGS_FILE = "run.toml"
 SKIPPED_FILE = "skipped.txt"  # the bad records that were left out, a line or more each
 LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
+FOLDER = "checkpoints"
 LAUNCHED = "_LMF_LAUNCH"  # the environment variable that holds the beginning of the command line of ``lmf launch``
 
 
@@ -88,6 +90,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise DataError(f"{file}:{number}: not a line of JSON.") from None
     return entries
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run that have their final name, oldest first."""
+    found = [path for path in (folder / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps before a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def resume_command(objective: str, folder: Path) -> str:

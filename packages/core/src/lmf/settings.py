@@ -10,6 +10,7 @@ from typing import Literal
 from .config import option
 
 OUT = Path("out")
+NEWEST, AUTO = "newest", "auto"  # of --resume
 WAYS = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # to share a model among processes
 
 
@@ -34,7 +35,12 @@ class RunSettings:
     )
     output: Path = option(OUT, "Folder for the tuned model; must not exist yet.")
     overwrite: bool = option(False, "Replace an earlier run in the output folder.")
-    resume: bool = option(False, "Continue the interrupted run in the output folder.")
+    resume: str | None = option(
+        None,
+        "Continue the run in the output folder from its newest whole checkpoint, or from step-000020; with auto, "
+        "start it where nothing was saved yet.",
+        bare=NEWEST,
+    )
 
     template: str = option("auto", "Conversation template: a name, a Jinja file, or auto, the model's own.")
     reasoning: Literal["strip", "keep", "disable"] = option(

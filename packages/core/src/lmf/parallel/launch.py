@@ -19,7 +19,7 @@ from .. import cgroups
 from ..config import option
 from ..errors import ConfigError, LmfError
 from ..runs import LAUNCHED
-from .words import FOLDER, last_words
+from .words import FOLDER, last_words, told
 
 LAST = 6  # lines of a process that ended that are shown
 
@@ -155,9 +155,9 @@ def _tell(error: object, folder: Path, first: int) -> None:
         LmfError: One has died.
         SystemExit: Process 0 ended with an error, which it has told.
     """
-    told: dict[int, Any] = getattr(error, "failures")  # noqa: B009
+    failures: dict[int, Any] = getattr(error, "failures")  # noqa: B009
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)  # by us, because of another one
-    causes = {rank: f for rank, f in sorted(told.items()) if f.exitcode not in stopped} or told
+    causes = {rank: f for rank, f in sorted(failures.items()) if f.exitcode not in stopped} or failures
     causes = {rank: f for rank, f in causes.items() if f.exitcode < 0} or causes  # the others noticed that they died
     if 0 in causes and causes[0].exitcode > 0:  # it has the terminal
         raise SystemExit(causes[0].exitcode)
@@ -166,11 +166,11 @@ def _tell(error: object, folder: Path, first: int) -> None:
         code = failure.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines.append(f"Process {rank} (pid {failure.pid}) {how}; its last word: {last_words(folder, rank)}.")
-        log = _log(folder, rank - first)
-        if code > 0 and (begin := [number for number, line in enumerate(log) if line.startswith("error: ")]):
-            print("\n".join([*log[begin[-1] :], f"(process {rank})"]), file=sys.stderr)  # an error of ours
+        if code > 0 and (own := told(folder, rank)):  # an error of ours
+            if own != told(folder, 0):
+                print(f"{own}\n(process {rank})", file=sys.stderr)
             raise SystemExit(code)
-        lines += [f"  | {line}" for line in log[-LAST:]]
+        lines += [f"  | {line}" for line in _log(folder, rank - first)[-LAST:]]
     raise LmfError("\n".join(lines))
 
 

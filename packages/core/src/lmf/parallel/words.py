@@ -15,6 +15,19 @@ def say(words: str) -> None:
         Path(folder, f"words-{os.environ.get('RANK', '0')}").write_text(f"{time.time()} {words}")
 
 
+def tell(error: str) -> None:
+    """Leave the error that ends this process, as it was told; nowhere, where nobody reads it."""
+    if folder := os.environ.get(FOLDER):
+        file = Path(folder, f"error-{os.environ.get('RANK', '0')}")
+        file.write_text(error, encoding="utf-8", errors="backslashreplace")
+
+
+def told(folder: Path, rank: int) -> str:
+    """Return the error that ended a process of this machine, as it was told; "" without one."""
+    file = folder / f"error-{rank}"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
 def started_again() -> bool:
     """Tell whether the launcher starts this process once more, after it had been at work."""
     folder, count = os.environ.get(FOLDER), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

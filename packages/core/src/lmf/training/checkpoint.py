@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,8 +28,8 @@ from ..errors import LmfError
 from ..models import read_tensors
 from ..parallel.pieces import Saved, State, save_pieces
 from ..parallel.processes import ALONE, Processes
+from ..runs import FOLDER, checkpoints, step_of
 
-FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 
 
@@ -105,7 +104,7 @@ def save(
 def find(output: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint, and why each newer one was passed over."""
     skipped = []
-    for folder in reversed(_all(output)):
+    for folder in reversed(checkpoints(output)):
         problem = damage(folder)
         if problem is None:
             return folder, skipped
@@ -143,9 +142,9 @@ def load(folder: Path, rank: int = 0) -> tuple[dict[str, Any], Saved]:
 
 def prune(output: Path, step: int, keep: int, best: int | None) -> None:
     """Delete the checkpoints up to a step, but for the newest ``keep`` of them and the best one."""
-    folders = [folder for folder in _all(output) if _step(folder) <= step]
+    folders = [folder for folder in checkpoints(output) if step_of(folder) <= step]
     for folder in folders[:-keep]:
-        if _step(folder) != best:
+        if step_of(folder) != best:
             _remove(folder)
 
 
@@ -243,13 +242,3 @@ def sync(*paths: Path) -> None:
 def _remove(folder: Path) -> None:
     """Delete a checkpoint; under a name that ``sweep`` knows, so that no half of it is ever taken for one."""
     shutil.rmtree(folder.replace(folder.with_name(f".{folder.name}.old.partial")), ignore_errors=True)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _all(output: Path) -> list[Path]:
-    """Return the checkpoints that have their final name, oldest first."""
-    found = [folder for folder in (output / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", folder.name)]
-    return sorted(found, key=_step)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
+import itertools
 import json
 import math
 import platform
 import resource
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from ..config import to_toml
 from ..encoding.encoder import Example
 from ..encoding.material import Material, encode_data
 from ..errors import ConfigError, DataError, Interrupted, LmfError
@@ -29,36 +24,20 @@ from ..evaluate.running import Evaluator, score, totals
 from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
 from ..guard import Stop, ignore_signals, lock
-from ..models import fingerprint
-from ..parallel.choice import started_by
 from ..parallel.processes import lost, processes_of
 from ..parallel.sharing import begin, share
 from ..parallel.words import say
 from ..plan import Plan, check_output
 from ..report import Reporter
-from ..runs import (
-    LOG_FILE,
-    RUN_FILE,
-    SETTINGS_FILE,
-    SKIPPED_FILE,
-    read_log,
-    read_run,
-    resume_command,
-    write_file,
-    write_run,
-)
-from ..settings import Evaluation, Sampling
+from ..runs import FOLDER, LOG_FILE, checkpoints, read_log, resume_command, step_of, write_file
+from ..settings import NEWEST, Evaluation, Sampling
 from . import checkpoint, packing
 from .learner import Learner, check_tuner, load_learner
 from .output import check_saving, clear, save_model
 from .packing import Batch
+from .record import Record
 from .supply import supply_of
 
-SAME = (  # what all processes must have alike
-    *("family", "template_sha256", "optimizer", "new_tokens"),
-    *("plugins", "versions", "python", "parallel", "processes"),
-)
-PATHS = frozenset({"model", "data", "eval_data", "output", "deepspeed"})  # which each machine may have elsewhere
 SAMPLE = Sampling(max_tokens=128)  # of --sample
 
 
@@ -115,7 +94,7 @@ class _Run:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = learner.model
-        self.begun = fingerprint(self.model) if accelerator.num_processes > 1 else ""
+        self.record = Record(plan, material, learner, processes_of(accelerator))
         assert self.settings.learning_rate is not None  # the plan has filled it in
         self.rate = self.settings.learning_rate
         self.shared = share(plan, learner, material.criterion, accelerator, self._optimizer)
@@ -127,7 +106,6 @@ class _Run:
         self.done = 0
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
         self.since_best = 0  # evaluations since then
-        self.record: dict[str, Any] = {}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = self.learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
@@ -135,11 +113,11 @@ class _Run:
 
     def work(self) -> None:
         """Train until the last step, an early stop or a signal, and save."""
-        self._agree()
+        self.record.check_processes()
         if self.settings.resume:
             self._resume()
-        self._write_record("running")
-        self._write_skipped()
+        self.record.write("running", self.done, self.best)
+        self.record.write_skipped(self.report)
         if self.settings.log:
             self.accelerator.init_trackers("lmf", config={k: str(v) for k, v in self.plan.values().items()})
         if not self.done:
@@ -223,7 +201,7 @@ class _Run:
         except DataError as error:
             if not self.done:
                 raise
-            self._write_record("interrupted")
+            self.record.write("interrupted", self.done, self.best)
             again = resume_command(self.plan.objective.name, self.output)
             raise DataError(
                 f"{error}\nStopped after step {self.done} of {self.steps}; saved {self._save()}.\n"
@@ -357,15 +335,11 @@ class _Run:
             self.processes.on_main(lambda: tuner.load(self.model, folder))
 
     def _checkpoint(self, step: int) -> Path:
-        return self.output / checkpoint.FOLDER / checkpoint.name(step)
+        return self.output / FOLDER / checkpoint.name(step)
 
     def _resume(self) -> None:
-        self._compare(read_run(self.output))
-        folder, skipped = checkpoint.find(self.output)
-        for reason in skipped:
-            self.report.note(reason)
-        if folder is None:
-            raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
+        self.record.go_on(self.report)
+        folder = self._chosen()
         self._load_model(folder)
         state, optimizer = checkpoint.load(folder, self.processes.rank)
         self.shared.restore(optimizer)
@@ -376,54 +350,42 @@ class _Run:
             self.best = None
         if self.processes.main:
             checkpoint.sweep(self.output)
+            if self.settings.resume != NEWEST:
+                self._set_aside(folder)
             lines = [entry for entry in read_log(self.output) if entry["step"] <= self.done]
             with checkpoint.writing(self.output / LOG_FILE):
                 write_file(self.output / LOG_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self.report.note(f"resumed from {folder.name}")
 
-    def _agree(self) -> None:
-        """Refuse processes that would learn something else than this one, or with something else.
-
-        Raises:
-            ConfigError: They would.
-        """
-        now = self._describe()
-        own = {key: now[key] for key in SAME}
-        own["settings"] = {key: value for key, value in now["settings"].items() if key not in PATHS}
-        own["data"] = [source["sha256"] for source in (*now["data"], *now["held_out_data"])]
-        own["weights"] = self.begun
-        everyone = self.processes.gather((socket.gethostname(), own))
-        (host, first), *others = everyone
-        for rank, (other, facts) in enumerate(others, 1):
-            for key, value in facts.items():
-                if value != first[key]:
-                    there, here = _different(value, first[key])
-                    raise ConfigError(
-                        f"The processes do not agree on {key}: {here} in process 0 ({host}), {there} in process {rank} "
-                        f"({other}).\nGive every machine the same packages, settings and data."
-                    )
-
-    def _compare(self, then: dict[str, Any]) -> None:
-        """Refuse to go on with another template or family; tell of other versions and machines.
-
-        Raises:
-            ConfigError: The same settings mean something else now.
-        """
-        now = self._describe()
-        for key in ("family", "base", "template", "template_sha256", "optimizer", "new_tokens"):
-            if now[key] != then.get(key):
-                raise ConfigError(
-                    f"--resume: the run in {self.output} began with something else:\n"
-                    f"  {key.replace('_', ' ')}: {then.get(key)!r} then, {now[key]!r} now"
+    def _chosen(self) -> Path:
+        """Return the checkpoint to go on from: the one that was named, or else the newest whole one."""
+        if self.settings.resume != NEWEST:
+            folder = self.output / FOLDER / str(self.settings.resume)  # the plan has seen that it is there
+            if problem := checkpoint.damage(folder):
+                raise LmfError(
+                    f"--resume {folder.name}: it is damaged: {problem}.\nResume without a name to find another."
                 )
-        for key in ("plugins", "versions", "python", "device", "processes"):
-            if now[key] != then.get(key):
-                self.report.note(f"{key} then: {then.get(key)}; now: {now[key]}. The numbers may differ a little")
-        self.record = then
+            return folder
+        folder, skipped = checkpoint.find(self.output)
+        for reason in skipped:
+            self.report.note(reason)
+        if folder is None:
+            raise LmfError(f"{self.output} has no whole checkpoint to resume from. Start again with --overwrite.")
+        return folder
+
+    def _set_aside(self, folder: Path) -> None:
+        """Give the checkpoints after one that was named other names: the run takes another course from here."""
+        for later in checkpoints(self.output):
+            if step_of(later) > step_of(folder):
+                left = next(
+                    p for n in itertools.count(1) if not (p := later.with_name(f"{later.name}.left{n}")).exists()
+                )
+                later.rename(left)
+                self.report.note(f"{later.name} is of the earlier course of this run; it is kept as {left.name}")
 
     def _stop(self, signal: int) -> None:
         folder = self._save()
-        self._write_record("interrupted")
+        self.record.write("interrupted", self.done, self.best)
         raise Interrupted(
             f"Stopped after step {self.done} of {self.steps}; saved {folder}.\n"
             f"Continue: {resume_command(self.plan.objective.name, self.output)}",
@@ -439,7 +401,7 @@ class _Run:
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         parameter = next((name for name, grad in gradients.items() if not grad.isfinite().all()), None)
         folder, _ = checkpoint.find(self.output)
-        self._write_record("diverged")
+        self.record.write("diverged", self.done, self.best)
         raise LmfError(
             f"{what}\n"
             + (f"Records of that batch: {', '.join(names[:8])}{more}.\n" if names else "")
@@ -462,8 +424,8 @@ class _Run:
         self._sample("after")
         for note in self.supply.notes():
             self.report.note(note)
-        self.record["ended"] = status
-        self._write_record("finished")
+        self.record.values["ended"] = status
+        self.record.write("finished", self.done, self.best)
 
     def _load_best(self, step: int) -> None:
         if step == 0:
@@ -487,7 +449,7 @@ class _Run:
         text = self.shared.within(write)
         if text is not None:
             self.report.sample(when, prompt, text)
-            self.record[f"sample_{when}"] = text
+            self.record.values[f"sample_{when}"] = text
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.processes.main:
@@ -496,50 +458,6 @@ class _Run:
                 log.write(json.dumps(entry) + "\n")
             if self.settings.log:
                 self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
-
-    def _write_record(self, status: str) -> None:
-        if not self.processes.main:
-            return
-        self.record |= {"status": status, "steps": self.done, "best": self.best, **self._describe()}
-        self.record["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
-        left_out = {"resume", "overwrite"}
-        settings = {k: v for k, v in self.plan.values().items() if k not in left_out and v not in (None, ())}
-        with checkpoint.writing(self.output / RUN_FILE):
-            write_run(self.output, self.record)
-            write_file(self.output / SETTINGS_FILE, to_toml(settings))
-
-    def _write_skipped(self) -> None:
-        """List the bad records of data that are not streamed."""
-        data = [self.plan.data.skipped, self.plan.held_out.skipped, *(s.refused for s in self.material.surveys)]
-        problems = [problem for part in data for problem in part]
-        if problems and self.processes.main:
-            with checkpoint.writing(self.output / SKIPPED_FILE):
-                write_file(self.output / SKIPPED_FILE, "".join(f"{problem}\n" for problem in problems))
-            self.report.note(f"{len(problems):,} bad records were left out: see {self.output / SKIPPED_FILE}")
-
-    def _describe(self) -> dict[str, Any]:
-        """Return what is run, with what and on what, as JSON values."""
-        plan, surveys = self.plan, self.material.surveys
-        return {
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.values().items()},
-            "family": plan.plugins.models.qualified(self.learner.spec),
-            "base": self.learner.base,
-            "template": self.material.template_name,
-            "template_sha256": _sha256(self.material.template.jinja()) if self.material.template else None,
-            "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
-            "new_tokens": list(self.learner.new_tokens),
-            "data": [dataclasses.asdict(source) for source in plan.data.sources],
-            "surveys": [dataclasses.asdict(survey) | {"refused": len(survey.refused)} for survey in surveys],
-            "padding": self.learner.padding,
-            "held_out_data": [dataclasses.asdict(source) for source in plan.held_out.sources],
-            "plugins": {p.package: p.version for p in plan.plugins.installed if not p.problem},
-            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")},
-            "python": platform.python_version(),
-            "device": str(self.device),
-            "processes": self.processes.count,
-            "parallel": self.plan.sharing.way,
-            "started_by": started_by(),
-        }
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
@@ -564,17 +482,5 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _different(a: Any, b: Any) -> tuple[str, str]:
-    """Return what differs between two values, of mappings only that."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
-        return tuple(", ".join(f"{key} {each.get(key)}" for key in sorted(keys)) for each in (a, b))  # type: ignore[return-value]
-    return str(a), str(b)
-
-
 def _flat(lists: Sequence[Sequence[str]]) -> list[str]:
     return [each for part in lists for each in part]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
