@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 from lmf import Plugins, RunSettings
@@ -138,6 +139,14 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def same(one: Path, other: Path) -> bool:
+    """Tell whether two runs have logged the same and end with the same weights and optimizer, bit for bit."""
+    newest = max((one / "checkpoints").iterdir(), key=lambda folder: folder.name)
+    names = [file.relative_to(one) for file in [*one.glob("*.safetensors"), *newest.glob("optimizer*.safetensors")]]
+    assert len(names) >= 2
+    return log(one) == log(other) and all(sha256(one / name) == sha256(other / name) for name in names)
+
+
 def relative(a: float, b: float) -> float:
     """Return the difference of two numbers relative to the larger one."""
     return abs(a - b) / max(abs(a), abs(b))
@@ -182,6 +191,27 @@ def ended(pid: int, seconds: float = 100) -> int:
             os.kill(pid, signal.SIGKILL)  # it hangs
         time.sleep(0.005)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def cut_at(place: str, share: float) -> None:
+    """Kill this process amid a file of tensors that has ``place`` in its path, when a share of it is written."""
+
+    def save_file(tensors: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if place not in str(path):
+            saved(tensors, path, *args, **kwargs)
+            return
+        content = safetensors.torch.save(tensors, *args, **kwargs)
+        Path(path).write_bytes(content[: int(len(content) * share)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    import lmf.parallel.pieces
+    import lmf.training.checkpoint
+    import transformers.modeling_utils
+
+    saved = safetensors.torch.save_file
+    for module in (lmf.training.checkpoint, lmf.parallel.pieces):
+        module.save_file = save_file  # type: ignore[attr-defined]
+    transformers.modeling_utils.safe_save_file = save_file  # type: ignore[attr-defined]
 
 
 def processes(count: int, work: Callable[[int], Any]) -> list[int]:

@@ -3,13 +3,17 @@
 import builtins
 import errno
 import io
+import itertools
 import json
 import mmap
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +30,7 @@ from lmf.parallel.pieces import restore, state_of
 from lmf.testing import tiny_model
 from lmf.training import checkpoint
 from safetensors import SafetensorError
-from tinyrun import Notes, ended, fork, log, run, sha256, stop_at, talks
+from tinyrun import At, Notes, cut_at, ended, fork, run, same, sha256, stop_at, talks
 
 SETTINGS = {"steps": 6, "batch_size": 4, "save_every": 2, "keep": 2}
 FILES = [
@@ -64,11 +68,6 @@ def stopped(interrupted, tmp_path) -> Path:
 
 def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256(file) for file in folder.rglob("*") if file.is_file()}
-
-
-def same(one: Path, other: Path) -> bool:
-    names = ("model.safetensors", "checkpoints/step-000006/optimizer.safetensors")
-    return log(one) == log(other) and all(sha256(one / name) == sha256(other / name) for name in names)
 
 
 def test_a_checkpoint_holds_the_model_and_what_goes_on_from_it(straight):
@@ -182,6 +181,23 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bits(number, straight,
     assert json.loads((output / "lmf.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize("file", ["model", "optimizer", "random"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_run_killed_amid_a_file_goes_on_to_the_same_bits(file, share, straight, tiny, data, tmp_path):
+    output = tmp_path / "out"
+
+    def killed() -> None:
+        cut_at(f"step-000004.partial/{file}.", share)
+        run(tiny, data, output, **SETTINGS)
+
+    assert ended(fork(killed)) == -signal.SIGKILL
+    assert (output / f"checkpoints/.step-000004.partial/{file}.safetensors").exists()
+    report = Notes()
+    run(tiny, data, output, resume="newest", report=report, **SETTINGS)
+    assert "resumed from step-000002" in report.notes
+    assert same(straight, output) and not list(output.rglob(".*"))
+
+
 def test_what_a_killed_run_left_half_written_is_cleaned_by_the_next_save(stopped):
     left = [stopped / ".lmf.json.partial", stopped / ".model.partial/x", stopped / "checkpoints/.step-000003.partial/x"]
     for file in left:
@@ -260,6 +276,68 @@ def test_a_disk_that_fills_up_elsewhere_is_told_and_the_run_can_go_on(
             run(tiny, data, output, resume="newest", **SETTINGS)
     run(tiny, data, output, resume="newest", **SETTINGS)
     assert same(straight, output)
+
+
+@pytest.fixture
+def small(tmp_path) -> Iterator[Path]:
+    """A disk of 20 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(mount("size=20m", place), capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def mount(options: str, place: Path) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+
+
+@pytest.mark.parametrize("left", [0, 500_000, 1_500_000])
+def test_a_real_disk_that_fills_up_leaves_the_earlier_checkpoint(left, small, straight, tiny, data):
+    output, ballast = small / "out", small / "ballast"
+
+    def fill() -> None:
+        ballast.write_bytes(bytes(shutil.disk_usage(small).free - left))
+
+    with pytest.raises(LmfError, match=f"{output}/.* could not be written: the disk is full"):
+        run(tiny, data, output, report=At(3, fill), **SETTINGS)
+    assert checkpoint.find(output) == (output / "checkpoints/step-000002", [])
+    ballast.unlink()
+    run(tiny, data, output, resume="newest", **SETTINGS)
+    assert same(straight, output)
+
+
+def test_a_folder_that_becomes_read_only_is_told(small, straight, tiny, data):
+    output, folder = small / "out", str(small / "out/checkpoints")
+
+    def close() -> None:
+        for how in (["--bind", folder], ["-o", "remount,bind,ro"]):
+            subprocess.run(["mount", *how, folder], check=True)
+
+    try:
+        with pytest.raises(LmfError, match=f"^{folder}/step-000004 could not be written: Read-only file system"):
+            run(tiny, data, output, report=At(3, close), **SETTINGS)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    run(tiny, data, output, resume="newest", **SETTINGS)
+    assert same(straight, output)
+
+
+def test_nothing_depends_on_the_clock(straight, tiny, data, tmp_path, monkeypatch):
+    """It jumps back by a day at each look, and the files of checkpoints come to be of another age than they have."""
+    now = itertools.count(time.time(), -86_400)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    with pytest.raises(Interrupted):
+        run(tiny, data, tmp_path, report=stop_at(5), **SETTINGS)
+    for age, folder in enumerate(sorted((tmp_path / "checkpoints").iterdir())):
+        for path in (folder, *folder.iterdir()):
+            os.utime(path, (1e9 - 1e6 * age,) * 2)
+    report = Notes()
+    run(tiny, data, tmp_path, resume="newest", report=report, **SETTINGS)
+    assert "resumed from step-000005" in report.notes
+    assert same(straight, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lmf.parallel.copies import Copies
 from lmf.settings import WAYS
 from lmf.training import packing
 from safetensors.torch import load_file
-from tinyrun import PLUGINS, At, apart, log, processes, relative, run, stop_at, talks, weights
+from tinyrun import PLUGINS, At, apart, cut_at, log, processes, relative, run, same, stop_at, talks, weights
 from transformers import AutoModelForCausalLM
 
 # of torch, which DeepSpeed uses as it was
@@ -261,6 +261,24 @@ def test_processes_that_would_learn_something_else_are_refused(what, expected, t
 
     assert processes(2, work) == [0, 0]
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("victim", "place"), [(0, "model."), (1, "optimizer-1.")])
+def test_a_divided_run_killed_amid_a_save_goes_on_to_the_same_bits(victim, place, tiny, data, tmp_path):
+    common = {"steps": 6, "save_every": 2, "parallel": "fsdp"}
+
+    def work(rank: int) -> None:
+        if rank == victim:
+            cut_at(f"step-000004.partial/{place}", 0.5)
+        with pytest.raises(LmfError, match=r"^Another process of the run has ended.*\n.*step-000002\. Continue: lmf"):
+            run(tiny, data, tmp_path / "out", **common)
+
+    codes = processes(2, work)
+    assert (codes[victim], codes[1 - victim]) == (-9, 0)
+    for name, more in (("out", {"resume": "newest"}), ("straight", {})):
+        assert processes(2, lambda rank, n=name, m=more: run(tiny, data, tmp_path / n, **common, **m)) == [0, 0]
+    assert same(tmp_path / "straight", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_a_process_that_dies_ends_the_others_with_what_is_left(tiny, data, tmp_path):
