@@ -50,13 +50,14 @@ RUNNING = (
         "training.learner",
         *(f"parallel.{name}" for name in ("copies", "sharded", "zero", "sharing")),
         "parallel.launch",
+        *(f"memory.{name}" for name in ("ledger", "forecast", "fitting", "largest", "shortage")),
         "training.gradients",
         "training.output",
         "training.record",
         "training.loop",
         "saving",
     ),
-    *("memory.ledger", "memory.forecast", "memory.fitting", "testing"),
+    "testing",
 )
 LAYERS = DESCRIBING + RUNNING
 PARTS = {module.partition(".")[0] for module in LAYERS if "." in module}  # the packages within core

@@ -380,7 +380,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_step(tiny, data, tmp
         run(tiny, data, tmp_path / "new/out", **SETTINGS)
     assert asked == [tmp_path]
     # 186,432 weights of 4 bytes: once given out, and in four checkpoints with the two moments of each
-    text = f"{tmp_path} has 9.6 MB left, but the run will write about {186_432 * 4 * (1 + 4 * 3) / 1e6:.1f} MB."
+    text = f"{tmp_path} has 9.2 MiB left, but the run will write about {186_432 * 4 * (1 + 4 * 3) / 2**20:.1f} MiB."
     assert str(refused.value).splitlines()[0] == text
     assert not (tmp_path / "new").exists()
 

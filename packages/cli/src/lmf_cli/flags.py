@@ -120,7 +120,7 @@ def _flag(f: dataclasses.Field[Any], kind: Any, default: Any, heading: str) -> A
     choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        metavar=_word(kind),
+        metavar="|".join(filter(None, [_word(kind), *f.metadata["words"]])) or None,
         autocompletion=lambda: choices,
         help=f"{f.metadata['help']}{_default(default)}",
         show_default=False,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmf import LmfError
+from lmf.report import size
 
 from . import learn
 from .listings import table
@@ -37,12 +38,16 @@ def foreseen(plan: Plan) -> dict[str, Any]:
         return {"problem": "torch is not installed: pip install lmf-core[torch]"}
     from lmf.memory import fitting, machine
     from lmf.memory.forecast import forecast, most_work
+    from lmf.memory.largest import sized
     from lmf.models import quiet
+    from lmf.parallel.processes import Processes
+    from lmf.report import Reporter
 
     quiet()
     device = machine.device()
     besides, capacity = machine.process(device), machine.capacity(device)
     try:
+        plan = sized(plan, Reporter(), Processes(device=device))
         work = most_work(plan)
         peak = forecast(plan, device, work)
     except LmfError as error:
@@ -69,13 +74,13 @@ def show_forecast(found: Mapping[str, Any]) -> None:
         "all of them learned, and no new tokens:"
     )
     _show_parts({"at the peak": found["peak"], "at most": found["most"]})
-    print(f"memory of this machine: {_size(found['capacity'])}: the run {'fits' if found['fits'] else 'DOES NOT FIT'}")
+    print(f"memory of this machine: {size(found['capacity'])}: the run {'fits' if found['fits'] else 'DOES NOT FIT'}")
     if found["fits"]:
         return
     if not any(change["fits"] for change in found["changes"]):
         print("None of these changes is enough; what they would need:")
     rows = [
-        [change["flags"], _size(change["bytes"]), "fits" if change["fits"] else ""] for change in found["changes"][:8]
+        [change["flags"], size(change["bytes"]), "fits" if change["fits"] else ""] for change in found["changes"][:8]
     ]
     table(["change", "peak", ""], rows)
 
@@ -86,10 +91,11 @@ def memory(plan: Plan, shown: learn.Shown) -> None:
     from lmf.encoding.material import encode_data
     from lmf.memory import machine
     from lmf.memory.forecast import forecast, measure
+    from lmf.memory.largest import sized
     from lmf.models import quiet
+    from lmf.parallel.processes import Processes
     from lmf.report import Reporter
     from lmf.training.learner import load_learner
-    from lmf.training.loop import peak_memory
 
     from .progress import Progress
 
@@ -98,9 +104,10 @@ def memory(plan: Plan, shown: learn.Shown) -> None:
     device = machine.device()
     set_seed(plan.settings.seed)
     material = encode_data(plan, report)
+    plan = sized(plan, report, Processes(device=device), material)
     besides = machine.process(device)
     measured, work = measure(plan, material, load_learner(plan, material, device, report), device, STEPS)
-    used = peak_memory(device)  # before the forecast, which takes some itself
+    used = machine.peak(device)  # before the forecast, which takes some itself
     found: dict[str, Any] = {"device": str(device), "steps": work.steps, "tokens": work.tokens}
     found["measured"] = _parts(measured, besides)
     try:
@@ -128,7 +135,7 @@ def _show_measured(found: Mapping[str, Any]) -> None:
     )
     _show_parts(columns)
     what = "the most that torch gave out" if found["device"] != "cpu" else "the most main memory this process had"
-    print(f"{what}: {_size(found['used'])}")
+    print(f"{what}: {size(found['used'])}")
     if "problem" in found:
         print(f"no forecast: {found['problem']}")
         return
@@ -148,14 +155,10 @@ def _parts(peak: Peak, besides: int) -> dict[str, Any]:
 
 
 def _show_parts(columns: Mapping[str, Mapping[str, int]]) -> None:
-    rows = [[name, *(_size(column[key]) for column in columns.values())] for key, name in NAMES.items()]
-    sums = [_size(sum(column.values())) if name != "at most" else "" for name, column in columns.items()]
+    rows = [[name, *(size(column[key]) for column in columns.values())] for key, name in NAMES.items()]
+    sums = [size(sum(column.values())) if name != "at most" else "" for name, column in columns.items()]
     table(["", *columns], [*rows, ["peak", *sums]])
 
 
 def _change(change: Change, besides: int) -> dict[str, Any]:
     return {"flags": change.flags, "bytes": change.bytes + besides, "fits": change.fits}
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from .errors import ConfigError, PluginError, did_you_mean
@@ -32,6 +33,7 @@ def option(
     above: float | None = None,
     commas: bool = False,
     bare: str | None = None,
+    words: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """Declare a setting: a dataclass field with a help text and bounds.
 
@@ -43,14 +45,20 @@ def option(
         above: The value must be greater than this.
         commas: Several values may also be written as one, separated by commas.
         bare: What a flag without a value means; by default, a flag needs one.
+        words: What words mean that may stand in place of a value; the bounds do not hold for them.
     """
-    metadata = {"help": help, "min": min, "max": max, "above": above, "commas": commas, "bare": bare}
+    metadata = {"help": help, "min": min, "max": max, "above": above, "commas": commas, "bare": bare, "words": words}
     return field(default=default, metadata=metadata)
 
 
 def flag(name: str) -> str:
     """Return how the setting ``name`` is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def as_written(f: dataclasses.Field[Any], value: Any) -> Any:
+    """Return how a value of a field is written: by the word that means it, if there is one."""
+    return next((word for word, meant in f.metadata["words"].items() if meant == value), value)
 
 
 def check_declaration(kind: type) -> None:
@@ -205,6 +213,8 @@ def _check(where: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
     kind, optional = _without_none(hint)
     if value is None and optional:
         return None
+    if isinstance(value, str) and value in bounds.get("words", ()):
+        return bounds["words"][value]
     if typing.get_origin(kind) is Literal:
         return _check_choice(where, value, typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -225,7 +235,8 @@ def _check(where: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
         except OverflowError:
             raise ConfigError(f"{where} is too large; it must be a finite number.") from None
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}; it must be {_NOUNS[kind]}.")
+        words = "".join(f", or {word}" for word in bounds.get("words", ()))
+        raise ConfigError(f"{where} is {value!r}; it must be {_NOUNS[kind]}{words}.")
     if isinstance(value, str | Path):
         _check_text(where, value)
     else:

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from .config import flag
+from .config import as_written, flag
 from .data.mixture import held_out_data, training_data
 from .data.reading import Data
 from .data.records import Records
@@ -26,7 +26,7 @@ from .parallel.choice import ONE, Sharing, check_sharing, sharing_of
 from .parallel.words import started_again
 from .plugins import Plugins
 from .runs import LOCK_FILE, RUN_FILE, checkpoints, read_run, resume_command
-from .settings import AUTO, LOOKUP, NEWEST, Opening, RunSettings
+from .settings import AUTO, AUTO_TOKENS, LOOKUP, NEWEST, Opening, RunSettings
 from .sources import Source, find_model
 from .specs import Kernel, Objective, Optimizer, TuningMethod
 from .templates.choose import named_template
@@ -80,7 +80,7 @@ class Plan:
         values: dict[str, Any] = {"objective": self.plugins.objectives.qualified(self.objective)}
         values["method"] = self.plugins.methods.qualified(self.method)
         for part in (self.settings, self.objective_options, self.method_options):
-            values |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+            values |= {f.name: as_written(f, getattr(part, f.name)) for f in dataclasses.fields(part)}
         return values
 
 
@@ -210,6 +210,8 @@ def _check_one_pass(settings: RunSettings) -> None:
             "than one. Add --clip 0."
         )
     most = settings.batch_size * settings.max_tokens
+    if settings.micro_batch_tokens == AUTO_TOKENS:
+        raise ConfigError(f"--step-in-backward needs every step in one forward pass; give --micro-batch-tokens {most}.")
     if most > settings.micro_batch_tokens:
         raise ConfigError(
             f"--step-in-backward needs every step in one forward pass, but {settings.batch_size} examples of up to "
@@ -251,11 +253,13 @@ def check_output(plan: Plan) -> None:
                 raise ConfigError(f"--overwrite would delete the {name} {path}, which is in --output {output}.")
 
 
+NOTED = frozenset({"micro_batch_tokens", "gradient_checkpointing"})  # another sum of the same numbers
 # the data are compared by their contents
 MAY_CHANGE = frozenset(
     {
         *("resume", "overwrite", "output", "save_every", "keep", "log", "data", "eval_data", "on_bad_record"),
         *("parallel", "offload", "deepspeed", "timeout"),
+        *NOTED,
     }
 )
 

@@ -31,3 +31,8 @@ class Reporter:
 
     def end(self) -> None:
         """The loop has ended, well or not."""
+
+
+def size(count: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -11,6 +11,7 @@ from .config import option
 
 OUT = Path("out")
 NEWEST, AUTO = "newest", "auto"  # of --resume
+AUTO_TOKENS = 0  # what --micro-batch-tokens auto is until the largest that fits is found
 WAYS = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # to share a model among processes
 
 
@@ -66,7 +67,12 @@ class RunSettings:
     epochs: float = option(1.0, "Passes over the data; --steps overrides it.", above=0)
     steps: int | None = option(None, "Optimizer steps.", min=1)
     batch_size: int = option(16, "Conversations per optimizer step, over all devices.", min=1)
-    micro_batch_tokens: int = option(4096, "Most tokens in one forward pass; bounds the memory.", min=1)
+    micro_batch_tokens: int = option(
+        4096,
+        "Most tokens in one forward pass; bounds the memory. auto: as many as the free memory has room for.",
+        min=1,
+        words={"auto": AUTO_TOKENS},
+    )
 
     optimizer: str = option("adamw", "Optimizer.")
     learning_rate: float | None = option(None, "Peak learning rate; the method's own by default.", above=0, max=1)

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from ..encoding.material import Material
 from ..errors import LmfError
 from ..plan import Plan
 from ..training.learner import compute_dtype
 from .forecast import forecast, most_work
+
+LEAST = 256  # tokens; nobody wants shorter examples for the sake of memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class Change:
     changes: int
 
 
-def smaller(plan: Plan, device: torch.device, room: int) -> list[Change]:
+def smaller(plan: Plan, device: torch.device, room: int, material: Material | None = None) -> list[Change]:
     """Return changes with which a plan needs less memory, best first: those that fit, and of them the fewest changes.
 
     Tried are each setting that saves memory, and the other methods with their defaults; if none of
@@ -41,6 +44,7 @@ def smaller(plan: Plan, device: torch.device, room: int) -> list[Change]:
         plan: The run.
         device: The device that it would run on.
         room: The bytes that there are for tensors.
+        material: What is learned from, if it is encoded already.
     """
     settings = _settings(plan, device)
     methods = {
@@ -52,7 +56,7 @@ def smaller(plan: Plan, device: torch.device, room: int) -> list[Change]:
 
     def attempt(flags: str, changed: Plan, changes: int) -> None:
         try:
-            need = forecast(changed, device, most_work(changed)).usage.total
+            need = forecast(changed, device, most_work(changed, material)).usage.total
         except LmfError:
             return  # a method that needs settings, or cannot tune this model
         found.append(Change(flags=flags, bytes=need, fits=need <= room, changes=changes))
@@ -75,6 +79,9 @@ def _settings(plan: Plan, device: torch.device) -> dict[str, dict[str, Any]]:
         found["--gradient-checkpointing"] = {"gradient_checkpointing": True}
     if settings.micro_batch_tokens > settings.max_tokens and not settings.step_in_backward:
         found[f"--micro-batch-tokens {settings.max_tokens}"] = {"micro_batch_tokens": settings.max_tokens}
+    elif settings.max_tokens > LEAST:  # one example fills a pass
+        shorter = settings.max_tokens // 2
+        found[f"--max-tokens {shorter}"] = {"max_tokens": shorter, "micro_batch_tokens": shorter}
     if compute_dtype(settings.dtype, device) == torch.float32:
         found["--dtype bfloat16"] = {"dtype": "bfloat16"}
     return found

@@ -25,7 +25,7 @@ from ..models import load_config
 from ..plan import Plan
 from ..specs import Criterion
 from ..training import packing
-from ..training.learner import Learner, blank_learner
+from ..training.learner import Learner, blank_learner, longest_of
 from ..training.packing import Batch
 from ..training.supply import supply_of
 from ..training.update import update_of
@@ -58,18 +58,28 @@ class Work:
         return max(sum(tokens for tokens, _ in batch) for batch in self.batches)
 
 
-def most_work(plan: Plan) -> Work:
-    """Return the most that a plan can come to: full micro-batches, every token of which is learned."""
+def most_work(plan: Plan, material: Material | None = None) -> Work:
+    """Return the most that a plan can come to: full micro-batches, every token of which is learned.
+
+    Args:
+        plan: The run.
+        material: What is learned from, if it is encoded already; then no example is longer than the longest of it.
+    """
     settings = plan.settings
     config = load_config(plan.model, settings.trust_remote_code)
-    longest = min(settings.max_tokens, getattr(config, "max_position_embeddings", None) or settings.max_tokens)
+    bounds = [settings.max_tokens, getattr(config, "max_position_embeddings", None), material and longest_of(material)]
+    longest = min(filter(None, bounds))
     tokens = min(max(settings.micro_batch_tokens, longest), settings.batch_size * longest)
     lengths = [longest] * (tokens // longest) + [tokens % longest] * (tokens % longest > 1)
-    steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(plan.data.records) / settings.batch_size))
+    if material:
+        steps = supply_of(material.train, plan).steps
+    else:
+        steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(plan.data.records) / settings.batch_size))
     return Work(
         batches=(tuple((length, length) for length in lengths),),
         later=settings.batch_size * longest > tokens,
         steps=max(1, steps),
+        rows=len(material.tokenizer) if material else 0,
     )
 
 

@@ -19,7 +19,7 @@ from .. import cgroups
 from ..config import option
 from ..errors import ConfigError, LmfError
 from ..runs import LAUNCHED
-from .words import FOLDER, last_words, told
+from .words import FOLDER, LOST, last_words, told
 
 LAST = 6  # lines of a process that ended that are shown
 
@@ -159,6 +159,7 @@ def _tell(error: object, folder: Path, first: int) -> None:
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)  # by us, because of another one
     causes = {rank: f for rank, f in sorted(failures.items()) if f.exitcode not in stopped} or failures
     causes = {rank: f for rank, f in causes.items() if f.exitcode < 0} or causes  # the others noticed that they died
+    causes = {rank: f for rank, f in causes.items() if not told(folder, rank).startswith(f"error: {LOST}")} or causes
     if 0 in causes and causes[0].exitcode > 0:  # it has the terminal
         raise SystemExit(causes[0].exitcode)
     lines = []

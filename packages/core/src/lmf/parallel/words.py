@@ -8,6 +8,8 @@ from pathlib import Path
 
 FOLDER = "_LMF_LAUNCH_FOLDER"  # the environment variable that names the folder of the launcher
 
+LOST = "Another process of the run"  # how the error of a process begins that lost another one
+
 
 def say(words: str) -> None:
     """Leave a word on what this process does now; nowhere, where nobody reads it."""

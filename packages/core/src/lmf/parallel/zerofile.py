@@ -91,7 +91,7 @@ def check_zero(
         if config.get(key, AUTO) != AUTO:
             raise ConfigError(
                 f'{file} has {key} {config[key]}, but passes are bounded by their tokens: write "auto" there, and '
-                f"--micro-batch-tokens (now {settings.micro_batch_tokens})."
+                f"--micro-batch-tokens (now {settings.micro_batch_tokens or 'auto'})."
             )
     if config.get("gradient_clipping", AUTO) not in (AUTO, settings.clip):
         raise ConfigError(f"{file} has gradient_clipping {config['gradient_clipping']}, but --clip is {settings.clip}.")

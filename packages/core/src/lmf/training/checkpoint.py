@@ -28,6 +28,7 @@ from ..errors import LmfError
 from ..models import read_tensors
 from ..parallel.pieces import Saved, State, save_pieces
 from ..parallel.processes import ALONE, Processes
+from ..report import size
 from ..runs import FOLDER, checkpoints, step_of
 
 MANIFEST = "manifest.json"
@@ -197,13 +198,9 @@ def check_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise LmfError(
-            f"{folder.absolute()} has {_size(free)} left, but the run will write about {_size(need)}.\n"
+            f"{folder.absolute()} has {size(free)} left, but the run will write about {size(need)}.\n"
             "Free some space, choose another --output, or keep fewer checkpoints (--keep)."
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def cannot_write(path: Path, error: Exception) -> str:

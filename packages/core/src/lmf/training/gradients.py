@@ -20,6 +20,8 @@ from torch import nn
 from ..encoding.material import encode_data
 from ..errors import LmfError
 from ..memory import machine
+from ..memory.largest import sized
+from ..parallel.processes import Processes
 from ..plan import Plan
 from ..report import Reporter
 from ..specs import ModelSpec, Tuner, TuningMethod
@@ -42,6 +44,7 @@ def measure(plan: Plan, report: Reporter | None = None) -> list[float]:
     """
     device = machine.device()
     material = encode_data(plan, report or Reporter())
+    plan = sized(plan, report or Reporter(), Processes(device=device), material)
     whole = dataclasses.replace(plan, method=_METHOD, method_options=_Nothing())
     learner = load_learner(whole, material, device, Reporter())
     model = learner.model

@@ -226,13 +226,17 @@ def _prepared(
 
 
 def _check_length(config: Any, material: Material) -> None:
-    longest = getattr(config, "max_position_embeddings", None)
-    streamed = [material.encoder.max_tokens] if isinstance(material.train, Stream) else material.train.lengths
-    used = max([*streamed, *material.held_out.lengths])
-    if longest and used > longest:
+    positions, used = getattr(config, "max_position_embeddings", None), longest_of(material)
+    if positions and used > positions:
         raise ConfigError(
-            f"Examples have up to {used:,} tokens, but the model has {longest:,} positions. Lower --max-tokens."
+            f"Examples have up to {used:,} tokens, but the model has {positions:,} positions. Lower --max-tokens."
         )
+
+
+def longest_of(material: Material) -> int:
+    """Return the tokens of the longest example that is learned from or measured on; of a stream, the most it may be."""
+    streamed = [material.encoder.max_tokens] if isinstance(material.train, Stream) else material.train.lengths
+    return max([*streamed, *material.held_out.lengths])
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import json
 import math
-import platform
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +22,12 @@ from ..evaluate.running import Evaluator, score, totals
 from ..generate.caches import reading
 from ..generate.opening import Chatter, reply
 from ..guard import Stop, ignore_signals, lock
-from ..parallel.processes import lost, processes_of
+from ..memory import machine
+from ..memory.largest import sized
+from ..memory.shortage import explained
+from ..parallel.processes import Processes, lost, processes_of
 from ..parallel.sharing import begin, share
-from ..parallel.words import say
+from ..parallel.words import LOST, say
 from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import FOLDER, LOG_FILE, checkpoints, read_log, resume_command, step_of, write_file
@@ -59,8 +60,8 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     first = accelerator.is_local_main_process  # of this machine; the others find in its cache what it has encoded
     early = processes.each(lambda: encode_data(plan, report) if first else None)
     material = processes.each(lambda: early or encode_data(plan, report))
-    settled = plan.sharing.way == "ddp"
-    learner = processes.each(lambda: load_learner(plan, material, accelerator.device, report, settled))
+    plan = sized(plan, report, processes, material)
+    learner = processes.each(lambda: _load(plan, material, processes, report))
     processes.on_main(lambda: check_saving(learner, material, plan))
     run = _Run(plan, material, learner, accelerator, report)
     with contextlib.ExitStack() as held:
@@ -74,7 +75,7 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
         processes.on_main(take)
         try:
             with run.together():
-                run.work()
+                explained(run.work, plan, material, processes, run.place, run.left)
         except BaseException:
             if processes.main and not (run.done or settings.resume):
                 with contextlib.suppress(OSError):
@@ -83,6 +84,13 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
         finally:
             run.close()
     return output
+
+
+def _load(plan: Plan, material: Material, processes: Processes, report: Reporter) -> Learner:
+    def load() -> Learner:
+        return load_learner(plan, material, processes.device, report, settled=plan.sharing.way == "ddp")
+
+    return explained(load, plan, material, processes, lambda: "while the model was loaded")
 
 
 class _Run:
@@ -142,15 +150,20 @@ class _Run:
             if self.processes.count == 1 or not lost(error):
                 raise
             ignore_signals()  # a launcher stops this process now, but what it has to say is worth more
-            folder, _ = checkpoint.find(self.output)
-            again = resume_command(self.plan.objective.name, self.output)
-            left = (
-                f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
-            )
             raise LmfError(
-                f"Another process of the run has ended, or has not answered for {self.settings.timeout} s, after step "
-                f"{self.done} of {self.steps}: {reason[:200]}\n{left}"
+                f"{LOST} has ended, or has not answered for {self.settings.timeout} s, {self.place()}: {reason[:200]}\n"
+                f"{self.left()}"
             ) from None
+
+    def place(self) -> str:
+        """Return how far the run is."""
+        return f"after step {self.done} of {self.steps}"
+
+    def left(self) -> str:
+        """Return what is left of the run if it ends now."""
+        folder, _ = checkpoint.find(self.output)
+        again = resume_command(self.plan.objective.name, self.output)
+        return f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
 
     def close(self) -> None:
         """End the trackers and the group of processes."""
@@ -182,7 +195,7 @@ class _Run:
                 "tokens": tokens,
                 "trained_tokens": sum(e.trained for e in chunk),
                 "tokens_per_second": round(tokens / (time.perf_counter() - start), 1),
-                "memory_bytes": peak_memory(self.device),
+                "memory_bytes": machine.peak(self.device),
             }
             self._log(entry)
             self.report.step(entry)
@@ -472,14 +485,6 @@ def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
     if kind == "linear":
         return 1.0 - progress
     return 0.5 * (1.0 + math.cos(math.pi * progress)) if kind == "cosine" else 1.0
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far in bytes: of the GPU, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _flat(lists: Sequence[Sequence[str]]) -> list[str]:

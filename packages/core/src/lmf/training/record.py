@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from ..config import to_toml
+from ..config import flag, to_toml
 from ..encoding.material import Material
 from ..errors import ConfigError
 from ..models import fingerprint
 from ..parallel.choice import started_by
 from ..parallel.processes import Processes
-from ..plan import Plan
+from ..plan import NOTED, Plan
 from ..report import Reporter
 from ..runs import RUN_FILE, SETTINGS_FILE, SKIPPED_FILE, read_run, write_file, write_run
 from .checkpoint import writing
@@ -108,6 +108,9 @@ class Record:
         for key in ("plugins", "versions", "python", "device", "processes"):
             if now[key] != then.get(key):
                 report.note(f"{key} then: {then.get(key)}; now: {now[key]}. The numbers may differ a little")
+        for key in sorted(NOTED):
+            if now["settings"][key] != (before := then["settings"].get(key)):
+                report.note(f"{flag(key)} then: {before}; now: {now['settings'][key]}. The numbers may differ a little")
         self.values = then
 
     def describe(self) -> dict[str, Any]:
