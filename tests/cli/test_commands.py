@@ -15,7 +15,7 @@ import lmf_cli.app
 import pytest
 from lmf import Command, PluginError, Plugins, hookimpl
 from lmf_cli.runs import sketch
-from terminal import Done, batch, distribution, fresh, hollow_model, lmf, lmf_without_torch, talk, tree
+from terminal import Done, batch, fresh, hollow_model, lmf, lmf_without_torch, talk, tree
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -295,66 +295,6 @@ def test_a_contested_command_is_a_problem_that_check_names(contested):
     done = CliRunner().invoke(lmf_cli.app.build(contested), ["plugins", "check"])
     assert done.exit_code == 3
     assert "2 packages define the command 'plan': acme, lmf-cli" in done.output.splitlines()
-
-
-# Doctor
-
-
-@pytest.fixture
-def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-
-
-def test_doctor_is_content_here(own_path):
-    done = lmf_without_torch("doctor", "--json")
-    findings = json.loads(done.out)
-    assert done.code == 0, findings
-    assert {"ok": True, "finding": "the script lmf is ours"} in findings
-    assert {"ok": True, "finding": f"torch {version('torch')} (2.10 or newer)"} in findings
-    assert len(lmf_without_torch("doctor").out.splitlines()) == len(findings)
-
-
-def test_doctor_finds_another_distribution_with_a_script_named_lmf(own_path, tmp_path):
-    environment = distribution(tmp_path, "other-tool", "[console_scripts]\nlmf = other:main\n")
-    done = fresh("doctor", "--json", environment=environment)
-    assert (done.returncode, done.stderr) == (1, "")
-    (bad,) = (finding["finding"] for finding in json.loads(done.stdout) if not finding["ok"])
-    assert bad.startswith("other-tool also installs a script named lmf;")
-    assert bad.endswith("Use python -m lmf_cli, or separate environments.")
-    assert any(finding["finding"].startswith("devices: ") for finding in json.loads(done.stdout))
-
-
-def test_doctor_finds_an_lmf_of_another_python(tmp_path, monkeypatch):
-    script = tmp_path / "lmf"
-    script.write_text("#!/bin/sh\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    done = lmf_without_torch("doctor")
-    assert done.code == 1
-    assert f"BAD  the lmf on PATH is {script}, not that of {sys.executable}; use python -m lmf_cli\n" in done.out
-
-
-def test_doctor_finds_old_and_missing_packages(own_path, monkeypatch):
-    have = {"torch": "2.9.1+cpu", "transformers": "5.10.0.dev0", "accelerate": "1.10", "safetensors": "0.10"}
-    monkeypatch.setattr("lmf_cli.listings.version", have.__getitem__)
-    bad = [line for line in lmf_without_torch("doctor").out.splitlines() if line.startswith("BAD")]
-    assert bad == ["BAD  torch 2.9.1+cpu (2.10 or newer)"]
-
-
-def test_doctor_asks_for_what_the_core_asks_for():
-    import tomllib
-
-    from lmf_cli.listings import LEAST
-
-    needs = tomllib.loads((ROOT / "packages/core/pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for package, least in LEAST.items():
-        assert any(need.startswith(f"{package}>={'.'.join(map(str, least))}") for need in needs["torch"])
-
-
-def test_doctor_finds_a_cache_that_cannot_be_written(own_path, tmp_path, monkeypatch):
-    monkeypatch.setenv("LMF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert f"BAD  the cache {tmp_path / 'cache'} is not writable\n" in lmf_without_torch("doctor").out
 
 
 # The terminal

@@ -101,7 +101,7 @@ def test_a_flag_shows_the_help_and_the_default_of_its_setting(full, field):
     if typing.get_origin(hint) is typing.Literal:
         assert left.endswith("|".join(typing.get_args(hint)))
     if hint in (int, float):
-        assert left.split()[1] == {int: "INTEGER", float: "NUMBER"}[hint]
+        assert left.split()[1] == "|".join([{int: "INTEGER", float: "NUMBER"}[hint], *field.metadata["words"]])
     if field.default is dataclasses.MISSING:
         assert text == f"{field.metadata['help']} [required]"
     elif field.name == "learning_rate":

@@ -22,7 +22,7 @@ OURS = {  # the summary, and the module and function that build it
     "runs": ("Show finished and interrupted runs.", "runs", "run_group"),
     "models": ("Show the model families and the checkpoints that have a name.", "listings", "models"),
     "plugins": ("Show the installed plugins and what they provide.", "listings", "plugin_group"),
-    "doctor": ("Look for what commonly goes wrong; exit with 1 if something did.", "listings", "doctor"),
+    "doctor": ("Look for what commonly goes wrong; exit with 1 if something did.", "doctor", "doctor"),
 }
 
 

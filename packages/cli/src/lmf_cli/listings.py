@@ -1,17 +1,11 @@
-"""``lmf plugins``, ``lmf models`` and ``lmf doctor``: what is installed, and whether it works."""
+"""``lmf plugins`` and ``lmf models``: what is installed."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json as jsonlib
-import os
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distributions, version
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,7 +13,6 @@ from lmf import Plugins
 
 from .groups import application
 
-LEAST = {"torch": (2, 10), "transformers": (5, 10), "accelerate": (1, 10), "safetensors": (0, 5)}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -75,73 +68,6 @@ def models(plugins: Plugins) -> Callable[..., None]:
         table(["family", "model types", "default template"], rows)
 
     return run
-
-
-def doctor(plugins: Plugins) -> Callable[..., None]:
-    """Return the command ``lmf doctor``."""
-
-    def run(json: Json = False) -> None:
-        findings = list(_examine(plugins))
-        if json:
-            print(jsonlib.dumps([{"ok": ok, "finding": text} for ok, text in findings], indent=2))
-        else:
-            for ok, text in findings:
-                print(f"{'ok ' if ok else 'BAD'}  {text}")
-        if not all(ok for ok, _ in findings):
-            raise typer.Exit(1)
-
-    return run
-
-
-def _examine(plugins: Plugins) -> Iterator[tuple[bool, str]]:
-    yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer)"
-    yield _script()
-    for package, least in LEAST.items():
-        try:
-            have = version(package)
-        except PackageNotFoundError:
-            yield False, f"{package} is not installed: pip install lmf-core[torch]"
-            continue
-        numbers = tuple(int(part) for part in re.findall(r"\d+", have)[:2])
-        yield numbers >= least, f"{package} {have} ({'.'.join(map(str, least))} or newer)"
-    yield from _devices()
-    from lmf.sources import cache_folder
-
-    folder = cache_folder()
-    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    writable = os.access(existing, os.W_OK)
-    yield writable, f"the cache {folder} is {'' if writable else 'not '}writable"
-    problems = plugins.problems()
-    for problem in problems:
-        yield False, problem
-    if not problems:
-        yield True, f"{len(plugins.installed)} plugins are usable"
-
-
-def _script() -> tuple[bool, str]:
-    """Whether the command ``lmf`` is this one: other distributions install a script of that name too."""
-    entry = re.compile(r"^\[console_scripts\]$[^\[]*^lmf\s*=", re.M)
-    owners = {d.name or "?" for d in distributions() if entry.search(d.read_text("entry_points.txt") or "")}
-    others = ", ".join(sorted(owners - {"lmf-cli"}))
-    script = shutil.which("lmf")
-    if others:
-        advice = "Use python -m lmf_cli, or separate environments."
-        return False, f"{others} also installs a script named lmf; whichever came last owns it. {advice}"
-    if script and Path(script).parent != Path(sys.executable).parent:
-        return False, f"the lmf on PATH is {script}, not that of {sys.executable}; use python -m lmf_cli"
-    return True, "the script lmf is ours"
-
-
-def _devices() -> Iterator[tuple[bool, str]]:
-    if not importlib.util.find_spec("torch"):
-        return
-    try:
-        import torch
-    except (ImportError, OSError) as error:  # a library of CUDA is missing or does not fit
-        yield False, f"torch cannot be imported: {' '.join(str(error).split())}"
-        return
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield True, f"devices: {', '.join(gpus) or f'CPU with {torch.get_num_threads()} threads'}"
 
 
 def _provides(provides: dict[str, list[str]]) -> str:
