@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..runs import LAUNCHED
@@ -31,12 +31,14 @@ class Sharing:
 
     Attributes:
         way: One of ``lmf.settings.WAYS``.
-        file: DeepSpeed's configuration, if there is one of the user.
+        file: The user's own configuration of DeepSpeed, if there is one.
+        config: What it says.
         offload: Where divided weights and optimizer state are kept: ``cpu``, ``nvme:FOLDER``, or None.
     """
 
     way: str = "ddp"
     file: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
     offload: str | None = None
 
 
@@ -59,15 +61,16 @@ def sharing_of(settings: RunSettings, environ: Mapping[str, str] = os.environ) -
     elif way == "auto" and file is None and _true(environ, "ACCELERATE_USE_FSDP"):
         way = "fsdp"
         offload = offload or ("cpu" if _true(environ, "FSDP_OFFLOAD_PARAMS") else None)
+    config = read_zero(file) if file else {}
     if file is not None:
-        stage = stage_of(read_zero(file), file)
+        stage = stage_of(config, file)
         asked = f"zero{stage}" if stage else "ddp"
         if way not in ("auto", asked):
             raise ConfigError(f"--parallel is {way}, but --deepspeed {file} asks for stage {stage} of ZeRO.")
         way = asked
     if offload not in (None, "cpu") and not offload.startswith("nvme:"):
         raise ConfigError(f"--offload {offload} is no place; write cpu, or nvme:FOLDER.")
-    return Sharing("ddp" if way in ("auto", "zero0") else way, file, offload)
+    return Sharing("ddp" if way in ("auto", "zero0") else way, file, config, offload)
 
 
 def check_sharing(
@@ -91,7 +94,7 @@ def check_sharing(
     if settings.step_in_backward and way != "ddp":
         raise ConfigError(f"--step-in-backward does not work with --parallel {way}, which exchanges gradients later.")
     if sharing.file is not None:
-        check_zero(read_zero(sharing.file), sharing.file, sharing.offload, settings, learning_rate)
+        check_zero(sharing.config, sharing.file, sharing.offload, settings, learning_rate)
 
 
 def started_by(environ: Mapping[str, str] = os.environ) -> str:

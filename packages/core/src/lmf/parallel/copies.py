@@ -151,8 +151,30 @@ class Copies:
 
 
 @contextlib.contextmanager
-def swapped(model: nn.Module, others: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
-    """Put other parameters in the place of some of a model's while the block runs."""
+def gathered(
+    model: nn.Module,
+    parameters: Collection[nn.Parameter],
+    gather: Callable[[nn.Parameter], torch.Tensor],
+    scatter: Callable[[nn.Parameter, torch.Tensor], None] | None,
+) -> Iterator[None]:
+    """Put whole parameters in the place of divided ones while the block runs, one after the other.
+
+    Args:
+        model: The model.
+        parameters: Some of its parameters.
+        gather: Returns a parameter whole in the main process, and something empty in others.
+        scatter: Divides what became of it in the main process; None if that is to be forgotten.
+    """
+    full = {each: nn.Parameter(gather(each), requires_grad=each.requires_grad) for each in parameters}
+    with _swapped(model, full):
+        yield
+    if scatter:
+        for parameter, changed in full.items():
+            scatter(parameter, changed.data)
+
+
+@contextlib.contextmanager
+def _swapped(model: nn.Module, others: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
     modules = list(model.modules())
     places = [(m, name, p) for m in modules for name, p in m._parameters.items() if p is not None and p in others]
     try:

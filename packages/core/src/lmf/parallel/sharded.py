@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..models import inner
-from .copies import Copies, swapped
+from .copies import Copies, gathered
 from .pieces import Piece, Saved, restore
 
 T = TypeVar("T")
@@ -61,18 +61,12 @@ class Sharded(Copies):
     @contextlib.contextmanager
     def whole(self, parameters: Collection[nn.Parameter], change: bool = False) -> Iterator[None]:
         self._reshard()
-        full: dict[nn.Parameter, nn.Parameter] = {}
-        for parameter in parameters:
-            each: Any = parameter.detach()
-            value = each.full_tensor()  # in every process for a moment, in the main one to stay
-            kept = value.cpu() if self.processes.main else value.new_empty(0)
-            full[parameter] = nn.Parameter(kept, requires_grad=parameter.requires_grad)
-            del value
-        with swapped(self.model, full):
+        with gathered(self.model, parameters, self._gather, self._scatter if change else None):
             yield
-        if change:
-            for parameter, changed in full.items():
-                self._scatter(parameter, changed.data)
+
+    def _gather(self, parameter: Any) -> torch.Tensor:
+        value = parameter.detach().full_tensor()  # in every process for a moment
+        return value.cpu() if self.processes.main else value.new_empty(0)
 
     @torch.no_grad()
     def _scatter(self, parameter: Any, value: torch.Tensor) -> None:

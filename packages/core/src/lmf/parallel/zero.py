@@ -20,9 +20,9 @@ from ..encoding.encoder import IGNORED, Example
 from ..errors import ConfigError, LmfError, did_you_mean
 from ..models import inner
 from ..training.packing import Batch
-from .copies import Copies, swapped
+from .copies import Copies, gathered
 from .pieces import Piece, Saved, State, groups_of
-from .zerofile import fill_zero, read_zero
+from .zerofile import fill_zero
 
 T = TypeVar("T")
 MASTER = "master"  # the field of a weight in full precision, beside one in bfloat16
@@ -36,11 +36,10 @@ class Zero(Copies):
 
     def _begin(self, build: Callable[[], torch.optim.Optimizer]) -> None:
         deepspeed = _deepspeed(self.processes.device)
-        file = self.sharing.file
         base: Any = inner(self.model)
         self.low = self.learner.compute == torch.bfloat16
         config = fill_zero(
-            read_zero(file) if file else {},
+            self.sharing.config,
             stage=self.stage,
             offload=self.sharing.offload,
             clip=self.settings.clip,
@@ -49,7 +48,7 @@ class Zero(Copies):
             processes=self.processes.count,
         )
         self.low = config["bf16"]["enabled"]
-        _check_keys(deepspeed, config, file)
+        _check_keys(deepspeed, config, self.sharing.file)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16 if self.low else torch.float32)
         self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -201,22 +200,23 @@ class Zero3(Zero):
 
     @contextlib.contextmanager
     def whole(self, parameters: Collection[nn.Parameter], change: bool = False) -> Iterator[None]:
+        with gathered(self.model, parameters, self._gather, self._scatter if change else None):
+            yield
+        if change:
+            self.zero.refresh_fp32_params()
+
+    def _gather(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.runtime.zero import GatheredParameters
 
-        full: dict[nn.Parameter, nn.Parameter] = {}
-        for parameter in parameters:
-            with GatheredParameters([parameter]):
-                kept = parameter.detach().cpu().clone() if self.processes.main else torch.empty(0)
-                full[parameter] = nn.Parameter(kept, requires_grad=parameter.requires_grad)
-        with swapped(self.model, full):
-            yield
-        if not change:
-            return
-        for parameter, changed in full.items():
-            with GatheredParameters([parameter], modifier_rank=0):
-                if self.processes.main:
-                    parameter.data.copy_(changed.data)
-        self.zero.refresh_fp32_params()
+        with GatheredParameters([parameter]):
+            return parameter.detach().cpu().clone() if self.processes.main else torch.empty(0)
+
+    def _scatter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            if self.processes.main:
+                parameter.data.copy_(value)
 
     def finite(self) -> bool:
         parts = [getattr(parameter, "ds_tensor") for parameter in self.model.parameters()]  # noqa: B009 DeepSpeed's
