@@ -165,6 +165,16 @@ def apart(a: Path, b: Path) -> dict[str, float]:
     return logged | {"weights": far(weights(a), weights(b))}
 
 
+def held(shared: Any) -> tuple[int, int]:
+    """Return the bytes of a shared model that this process has: of the weights, and of the optimizer's state."""
+    weights = [getattr(p, "ds_tensor", p) for p in shared.model.parameters()]
+    base = getattr(shared, "_base", shared.optimizer)
+    state = [v for each in base.state.values() for v in each.values() if isinstance(v, torch.Tensor) and v.ndim]
+    own = [[t.to_local() if hasattr(t, "to_local") else t for t in tensors] for tensors in (weights, state)]
+    sizes = [sum(t.numel() * t.element_size() for t in tensors) for tensors in own]
+    return sizes[0], sizes[1]
+
+
 def fork(work: Callable[[], Any]) -> int:
     """Start work in a copy of this process, which spares it the imports. Returns its process id."""
     if pid := os.fork():
@@ -214,7 +224,7 @@ def cut_at(place: str, share: float) -> None:
     transformers.modeling_utils.safe_save_file = save_file  # type: ignore[attr-defined]
 
 
-def processes(count: int, work: Callable[[int], Any]) -> list[int]:
+def processes(count: int, work: Callable[[int], Any], seconds: float = 100) -> list[int]:
     """Do work in processes that know of each other, as ``accelerate launch`` starts them. Returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -227,4 +237,4 @@ def processes(count: int, work: Callable[[int], Any]) -> list[int]:
         AcceleratorState._reset_state(reset_partial_state=True)
         work(rank)
 
-    return [ended(pid) for pid in [fork(lambda rank=rank: start(rank)) for rank in range(count)]]
+    return [ended(pid, seconds) for pid in [fork(lambda rank=rank: start(rank)) for rank in range(count)]]

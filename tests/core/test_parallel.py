@@ -16,7 +16,7 @@ from lmf.parallel.copies import Copies
 from lmf.settings import WAYS
 from lmf.training import packing
 from safetensors.torch import load_file
-from tinyrun import PLUGINS, At, apart, cut_at, log, processes, relative, run, same, stop_at, talks, weights
+from tinyrun import PLUGINS, At, apart, cut_at, held, log, processes, relative, run, same, stop_at, talks, weights
 from transformers import AutoModelForCausalLM
 
 # of torch, which DeepSpeed uses as it was
@@ -95,13 +95,7 @@ def test_each_process_has_its_part_and_no_more(way, weights, state, tiny, data, 
     finish = Copies.finite
 
     def count(shared: Any) -> bool:
-        held = [getattr(p, "ds_tensor", p) for p in shared.model.parameters()]
-        held = [p.to_local() if hasattr(p, "to_local") else p for p in held]
-        base = getattr(shared, "_base", shared.optimizer)
-        found = [v for each in base.state.values() for v in each.values() if isinstance(v, torch.Tensor) and v.ndim]
-        found = [v.to_local() if hasattr(v, "to_local") else v for v in found]
-        sizes = [sum(t.numel() * t.element_size() for t in tensors) for tensors in (held, found)]
-        (tmp_path / f"{shared.processes.count}-{shared.processes.rank}.json").write_text(json.dumps(sizes))
+        (tmp_path / f"{shared.processes.count}-{shared.processes.rank}.json").write_text(json.dumps(held(shared)))
         return finish(shared)
 
     for kind in {sharing.kind_of(way), Copies}:
