@@ -11,6 +11,7 @@ Usage: parallel.py MODEL [--data NAME] [--parts agree,scale] [--tokens N]
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -29,9 +30,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from lmf.config import make
+from lmf.models import load_model, load_tokenizer
 from lmf.parallel import sharing
 from lmf.plan import make_plan
 from lmf.settings import WAYS, RunSettings
+from lmf.sources import find_model
 from lmf.training.loop import train
 from tinyrun import PLUGINS, apart, ended, fork, held, processes
 
@@ -47,8 +50,27 @@ LONGEST = 1000  # seconds of a run
 TURNS = 3  # measurements of each kind
 
 
+def as_files(name: str, folder: Path) -> Path:
+    """Write a model as safetensors files in float32, which processes can map."""
+
+    def write() -> None:
+        source = find_model(name, PLUGINS)
+        load_model(source, torch.float32).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
+
+    assert ended(fork(write), LONGEST) == 0  # in a process of its own, which takes its memory with it
+    return folder
+
+
 def run(options: argparse.Namespace, output: Path, method: str, way: str, own: dict[str, Any], **settings: Any) -> None:
-    values = {"model": options.model, "data": [options.data], "output": output, "parallel": way, **COMMON, **settings}
+    values = {
+        "model": str(options.folder),
+        "data": [options.data],
+        "output": output,
+        "parallel": way,
+        **COMMON,
+        **settings,
+    }
     chosen = make(PLUGINS.methods[method].options, own)
     train(make_plan(PLUGINS, "train", method, make(RunSettings, values), None, chosen))
 
@@ -60,6 +82,7 @@ def keep_what_is_held(way: str, folder: Path) -> None:
 
     def write(shared: Any) -> bool:
         weights, state = held(shared)
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back
         status = Path("/proc/self/status").read_text().splitlines()
         (anonymous,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
         file = folder / f"held-{shared.processes.rank}.json"
@@ -137,6 +160,7 @@ def main() -> int:
         if name in options.parts.split(","):
             print(f"\n{name}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
+                options.folder = as_files(options.model, Path(folder) / "model")
                 for line in part(options, Path(folder)):
                     print(line, flush=True)
     return 0

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from lmf.errors import Interrupted
 from lmf.parallel import sharing
 from lmf.parallel.copies import Copies
 from lmf.settings import WAYS
-from lmf.training import packing
+from lmf.training import packing, record
 from safetensors.torch import load_file
 from tinyrun import PLUGINS, At, apart, cut_at, held, log, processes, relative, run, same, stop_at, talks, weights
 from transformers import AutoModelForCausalLM
@@ -73,8 +76,8 @@ def test_two_processes_do_what_one_does(way, method, alone, tiny, data, tmp_path
     one, two = alone[method], tmp_path / "two"
     work = lambda rank: run(tiny, data, two, method, parallel=way, **settings(method, data))  # noqa: E731
     assert processes(2, work) == [0, 0]
-    record = json.loads((two / "lmf.json").read_text())
-    assert (record["processes"], record["parallel"]) == (2, way)
+    told = json.loads((two / "lmf.json").read_text())
+    assert (told["processes"], told["parallel"]) == (2, way)
     held_out = [[line["eval_loss"] for line in log(output, "eval_loss")] for output in (one, two)]
     difference = apart(one, two) | {"held-out loss": max(map(relative, *held_out))}
     print(f"\n  {way} {method}: {difference}")
@@ -106,6 +109,18 @@ def test_each_process_has_its_part_and_no_more(way, weights, state, tiny, data, 
     for each in two:
         assert each[0] == pytest.approx(one[0] * weights, rel=0.01)
         assert each[1] == pytest.approx(one[1] * state, rel=0.01)
+
+
+@pytest.mark.parametrize(("way", "method"), [("fsdp", "full"), ("fsdp", "lora"), ("zero3", "full")])
+def test_weights_in_another_precision_than_the_run_are_divided_alike(way, method, tiny, data, tmp_path):
+    AutoModelForCausalLM.from_pretrained(tiny).bfloat16().save_pretrained(tmp_path / "low")
+    for file in tiny.glob("*token*"):
+        shutil.copy(file, tmp_path / "low")
+    given = UNEVEN | {"options": METHODS[method]}
+    one = run(tmp_path / "low", data, tmp_path / "one", method, **given)
+    two = tmp_path / "two"
+    assert processes(2, lambda rank: run(tmp_path / "low", data, two, method, parallel=way, **given)) == [0, 0]
+    assert max(apart(one, two).values()) <= 1e-5
 
 
 RESUMED = {"steps": 6, "batch_size": 7, "learning_rate": 2e-4, "micro_batch_tokens": 100, "sample": "hello"}
@@ -241,16 +256,26 @@ def test_settings_that_contradict_are_refused(given, message, tiny, data, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"), [("data", "agree on data"), ("settings", "on settings: learning_rate 0.0")]
+    ("what", "expected"),
+    [
+        ("data", "data: "),
+        ("settings", "settings: learning_rate 0.0"),
+        ("versions", r"versions: torch \S+ in process 0 \(.*\), torch 9.9 in process 1 \("),
+        ("plugins", r"plugins: lmf-lora \S+ in process 0 \(.*\), lmf-lora 9.9 in process 1 \("),
+    ],
 )
-def test_processes_that_would_learn_something_else_are_refused(what, expected, tiny, data, tmp_path):
+def test_processes_that_would_learn_something_else_are_refused(what, expected, tiny, data, tmp_path, monkeypatch):
     other = talks(tmp_path / "other.jsonl", 21)
 
     def work(rank: int) -> None:
-        given = {"learning_rate": 1e-4 * (1 + rank)} if what == "settings" else {}
-        with pytest.raises(
-            ConfigError, match=f"^The processes do not {expected if what == 'data' else 'agree ' + expected}"
-        ):
+        given = {"learning_rate": 2e-4} if rank and what == "settings" else {}
+        if rank and what == "versions":
+            monkeypatch.setattr(record, "version", lambda name: "9.9" if name == "torch" else version(name))
+        if rank and what == "plugins":
+            (lora,) = (plugin for plugin in PLUGINS.installed if plugin.package == "lmf-lora")
+            others = [replace(plugin, version="9.9") if plugin is lora else plugin for plugin in PLUGINS.installed]
+            monkeypatch.setattr(PLUGINS, "installed", others)
+        with pytest.raises(ConfigError, match=f"^The processes do not agree on {expected}"):
             run(tiny, other if rank and what == "data" else data, tmp_path / "out", steps=2, **given)
 
     assert processes(2, work) == [0, 0]

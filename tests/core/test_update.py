@@ -7,7 +7,7 @@ import pytest
 import torch
 from lmf import ConfigError, LmfError
 from lmf.testing import tiny_model
-from lmf.training.update import AfterBackward, InBackward
+from lmf.training.update import AfterBackward, InBackward, norm_of
 from tinyrun import log, plan, processes, run, stop_at, talks, weights
 
 ONE_PASS = {"clip": 0, "batch_size": 8, "max_tokens": 128, "step_in_backward": True}
@@ -66,6 +66,12 @@ def test_the_norm_is_that_of_all_gradients_and_counts_each_pass_alone():
         norm = after.norm()
         assert within.norm().item() == pytest.approx(norm.item(), rel=1e-6)
         after.step(norm)
+
+
+def test_the_norm_of_many_gradients_is_that_of_float64():
+    gradients = [torch.randn(30_000, 1000) * 1e-3, torch.randn(7), torch.zeros(3, 0)]
+    exact = torch.cat([each.double().flatten() for each in gradients]).norm()
+    assert abs(norm_of(gradients) - exact) / exact < 1e-6
 
 
 def test_a_step_in_the_backward_pass_needs_no_limit_of_the_norm_of_all_gradients(tiny, data, tmp_path):

@@ -116,10 +116,9 @@ def load_learner(
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
     _check_length(config, material)
-    stored = _stored(plan, device)
     model: Any = load_model(
         plan.model,
-        stored if settled else None,  # what is divided is converted part by part
+        _stored(plan, device),
         attention=plan.kernel.load() if plan.kernel else None,
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
@@ -127,8 +126,6 @@ def load_learner(
     base = fingerprint(model)
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
-        for part in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-            part.to(stored or part.weight.dtype)  # the mean of their rows is that of the run's precision
         model.resize_token_embeddings(len(material.tokenizer))
     grown = range(tokens, len(material.tokenizer))  # rows that the tokenizer has and the model had not
     new = sorted({*material.added, *grown, *unlearned(model, material)})
