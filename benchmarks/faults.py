@@ -11,7 +11,7 @@ leaves nothing half written.
 - A1, in a save: kill -9 at 100 places of saving: at each change of a file, and amid each file
 - A1, divided: kill -9 of one of two processes of FSDP2 at 20 places of saving
 - A2: stopped after each of 19 steps; full, LoRA with dropout, freeze and LISA; one pass a step and several
-- A3: 20 runs, each killed ten times
+- A3: 20 runs of 120 steps, each killed ten times
 - A4: a tmpfs that is full after 50 numbers of bytes; needs root
 - A8: 50 signals at random moments
 """
@@ -102,7 +102,7 @@ class Bench:
 
 def killed_after(bench: Bench, output: Path, seconds: float, **settings: Any) -> int:
     """Start a run, or go on with it, and kill it after so much time. Returns how it ended."""
-    pid = fork(lambda: bench.run(output, **SETTINGS, **settings))
+    pid = fork(lambda: bench.run(output, **{**SETTINGS, **settings}))
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -182,11 +182,22 @@ def splits(bench: Bench) -> Iterator[str]:
 
 
 def chains(bench: Bench) -> Iterator[str]:
+    settings = {**SETTINGS, "steps": 120}
+    straight = bench.run(bench.new(), **settings)
     for _ in bench.count(20):
-        output = bench.new()
-        for _ in range(10):
-            killed_after(bench, output, bench.dice.uniform(0.3, 0.7) * bench.seconds, resume="auto")
-        yield bench.goes_on(output)
+        output, kills = bench.new(), 0
+        while kills < 10:
+            seconds = bench.dice.uniform(0.3, 0.7) * bench.seconds
+            code = killed_after(bench, output, seconds, **{**settings, "resume": "auto"})
+            kills += code == -signal.SIGKILL
+            if code == 0:
+                break
+        if kills < 10:
+            yield f"{output.name}: it ended after {kills} kills"
+            continue
+        code = ended(fork(lambda output=output: bench.run(output, **{**settings, "resume": "auto"})))
+        yield f"{output.name}: ends with {code}" if code else bench.differs(output, straight)
+        shutil.rmtree(output)
 
 
 def full_disk(bench: Bench) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """One run in two processes against one: what differs, what each process holds, and how much faster it is.
 
-Usage: parallel.py MODEL [--data NAME] [--parts agree,scale] [--tokens N]
+Usage: parallel.py MODEL [--data NAME] [--parts agree,scale]
 
 - agree: the same three steps (float32, gloo) by each method in each way to share a model. The largest relative
   differences of the loss, of the norm of the gradient and of the weights, and the bytes that a process holds in the

@@ -68,7 +68,7 @@ def test_main_memory_that_is_really_short_is_told_with_what_helps(tiny, data, tm
     ("error", "asked"),
     [
         (torch.OutOfMemoryError(CUDA), "2.50 GiB more were asked for"),
-        (MemoryError(), "a little more was asked for"),
+        (MemoryError(), "more was asked for than there is"),
         (RuntimeError(MAIN), "4.00 GiB more"),
     ],
 )
@@ -91,15 +91,16 @@ def test_each_change_has_the_share_that_its_own_forecast_has(tiny, data, tmp_pat
     with pytest.raises(LmfError) as refused:
         run(tiny, data, tmp_path / "out", report=short(1, MemoryError()), **settings)
     lines = {line.split("  ")[1]: line for line in str(refused.value).splitlines() if line.startswith("  ")}
+    assert lines["--gradient-checkpointing"].endswith("% of it") and lines["lora"].endswith("% of it, in a new run")
     made = plan(tiny, data, tmp_path / "new", **settings)
     whole = forecast(made, ALONE.device, most_work(made)).usage.total
     for flags, change in {
-        "--max-tokens 256": {"max_tokens": 256, "micro_batch_tokens": 256},
+        "--max-tokens 256 --micro-batch-tokens 256": {"max_tokens": 256, "micro_batch_tokens": 256},
         "--gradient-checkpointing": {"gradient_checkpointing": True},
     }.items():
         other = dataclasses.replace(made, settings=dataclasses.replace(made.settings, **change))
         need = forecast(other, ALONE.device, most_work(other)).usage.total
-        assert lines[flags].endswith(f" {need / whole:.0%} of it")
+        assert f" {need / whole:.0%} of it" in lines[flags]
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tiny, data, tmp_path):
@@ -145,22 +146,27 @@ def test_the_size_is_the_largest_that_fits(tiny, data, tmp_path, monkeypatch):
 
 def test_what_is_divided_leaves_room(tiny, data, tmp_path, monkeypatch):
     usage = Usage(weights=100, gradients=80, state=60, activations=7)
-    assert [of_each(usage, way, 2) for way in ("ddp", "fsdp", "zero1", "zero2", "zero3")] == [247, 127, 217, 177, 127]
+    each = [of_each(usage, way, 2).total for way in ("ddp", "fsdp", "zero1", "zero2", "zero3")]
+    assert each == [247 + 80, 127, 217, 177, 127]  # DDP has its gradients in buckets a second time
+    assert of_each(usage, "ddp", 1) == usage
     made = plan(tiny, data, tmp_path, micro_batch_tokens="auto", batch_size=40, max_tokens=100)
     apart = dataclasses.replace(made, sharing=dataclasses.replace(made.sharing, way="fsdp"))
     room = 3 * 2**22
     alone = auto(made, room, monkeypatch)
     monkeypatch.setattr(Processes, "each", lambda self, work: work())
-    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, 512])
-    assert auto(apart, room, monkeypatch, Processes(0, 2)) == 512 < alone  # all have the size of the smallest
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value])
+    assert auto(apart, room, monkeypatch, Processes(0, 2)) > alone
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, (512, 1, 2)])
+    assert auto(apart, room, monkeypatch, Processes(0, 2)) == 512  # all have the size of the smallest
 
 
 def test_the_size_does_not_change_the_result_and_is_kept(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "free", lambda device: 2**25)
+    monkeypatch.setattr(machine, "free", lambda device: 3 * 2**22)
     report = Notes()
     found = run(tiny, data, tmp_path / "auto", micro_batch_tokens="auto", report=report, **SETTINGS)
     (note,) = [each for each in report.notes if each.startswith("--micro-batch-tokens auto: ")]
     size = json.loads((found / "lmf.json").read_text())["settings"]["micro_batch_tokens"]
+    assert size < 600  # of 972 in a step
     assert note.startswith(f"--micro-batch-tokens auto: {size:,}; forecast ")
     assert f"micro_batch_tokens = {size}\n" in (found / "run.toml").read_text()
     for other in (100, 4096):

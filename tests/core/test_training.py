@@ -26,7 +26,7 @@ from lmf import ConfigError, LmfError, Sampling
 from lmf.errors import Interrupted
 from lmf.generate.opening import open_model, reply
 from lmf.testing import tiny_checkpoint
-from lmf.training.loop import schedule
+from lmf.training.loop import schedule, train
 from tinyrun import (
     PLUGINS,
     At,
@@ -362,6 +362,34 @@ def test_auto_starts_a_run_goes_on_with_it_and_leaves_a_finished_one_alone(strai
     with pytest.raises(ConfigError, match="holds a run already"):
         again(tmp_path, resume="auto")
     assert_same_run(tmp_path, first)  # of the files that are left
+
+
+def test_auto_leaves_alone_what_another_run_saved_since_it_was_planned(tiny, data, tmp_path):
+    settings = {"steps": 2, "resume": "auto"}
+    planned = plan(tiny, data, tmp_path / "out", **settings)
+    run(tiny, data, tmp_path / "out", **settings)
+    before = sha256(tmp_path / "out/model.safetensors")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(planned)
+    assert sha256(tmp_path / "out/model.safetensors") == before
+
+
+def test_auto_does_not_replace_an_unfinished_run_of_other_settings(straight, tiny, data, tmp_path):
+    _, again = straight
+    with pytest.raises(Interrupted):
+        again(tmp_path, report=stop_at(3))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match="began with something else"):
+        run(tiny, data, tmp_path, resume="auto", steps=2, seed=5)
+    assert (tmp_path / "log.jsonl").exists()
+
+
+def test_auto_starts_a_run_that_was_killed_before_it_had_begun(straight, tmp_path):
+    first, again = straight
+    (tmp_path / ".lmf.json.partial").write_text("{")
+    (tmp_path / ".lock").touch()
+    again(tmp_path, resume="auto")
+    assert_same_run(first, tmp_path)
 
 
 def test_auto_starts_a_run_again_that_had_saved_nothing(straight, tmp_path):

@@ -81,8 +81,12 @@ def examine(plugins: Plugins) -> Iterator[Finding]:
     if isinstance(torch, Finding):
         yield torch
     elif torch:
-        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        yield from _devices(torch, gpus)
+        reason = ""
+        try:
+            gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        except RuntimeError as error:  # the driver is too old for this torch
+            reason = f": {' '.join(str(error).split())[:200]}"
+        yield from _devices(torch, gpus, reason)
     yield from _network()
     yield from _compilers(bool(gpus))
     yield from _disks()
@@ -145,7 +149,7 @@ def _torch() -> Any:
 # Devices, and how they reach one another
 
 
-def _devices(torch: Any, gpus: Sequence[Any]) -> Iterator[Finding]:
+def _devices(torch: Any, gpus: Sequence[Any], reason: str = "") -> Iterator[Finding]:
     if gpus:
         for number, gpu in enumerate(gpus):
             yield Finding("ok", f"GPU {number}: {gpu.name}, {size(gpu.total_memory)}")
@@ -153,10 +157,11 @@ def _devices(torch: Any, gpus: Sequence[Any]) -> Iterator[Finding]:
             yield Finding("note", "this GPU does not compute in bfloat16", "runs use float32: twice the memory")
     else:
         yield Finding("ok", f"devices: CPU with {torch.get_num_threads()} threads")
-    if not gpus and any(Path("/dev").glob("nvidia[0-9]*")):
+    if not gpus and (reason or any(Path("/dev").glob("nvidia[0-9]*"))):
         built = torch.version.cuda or "no CUDA"
         remedy = "install a build of torch for the CUDA of the driver (nvidia-smi): https://pytorch.org"
-        yield Finding("bad", f"there is an NVIDIA GPU, but torch {torch.__version__} ({built}) cannot use it", remedy)
+        text = f"there is an NVIDIA GPU, but torch {torch.__version__} ({built}) cannot use it{reason}"
+        yield Finding("bad", text, remedy)
     pairs = [(a, b) for a in range(len(gpus)) for b in range(a)]
     apart = [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)]
     if apart:
@@ -177,7 +182,8 @@ def _network() -> Iterator[Finding]:
         socket.getaddrinfo(host, None)
     except OSError:
         remedy = f"add it to /etc/hosts: 127.0.0.1 {host}"
-        yield Finding("bad", f"the name of this machine, {host}, has no address: several processes cannot meet", remedy)
+        text = f"the name of this machine, {host}, has no address; several machines may not meet"
+        yield Finding("note", text, remedy)
     for port, what in ((0, "a free port"), (PORT, f"port {PORT}")):
         with socket.socket() as probe:
             try:
@@ -242,7 +248,7 @@ def _shared_memory(gpus: int) -> Iterator[Finding]:
 
 def _hub() -> Finding:
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    offline = [name for name in names if os.environ.get(name, "0") not in ("0", "")]
+    offline = [name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     if offline:
         text = f"offline: {', '.join(offline)} is set; models and data come from files and caches alone"
         return Finding("note", text, f"unset {' '.join(offline)} to download what you name")

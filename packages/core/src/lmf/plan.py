@@ -187,11 +187,7 @@ def make_plan(
 
 def _started_or_continued(settings: RunSettings) -> RunSettings:
     """Return the settings that continue the run in the output folder, or start it where it has saved nothing yet."""
-    output = settings.output
-    if checkpoints(output):
-        return dataclasses.replace(settings, resume=NEWEST, overwrite=False)
-    begun = (output / RUN_FILE).exists() and read_run(output).get("status") != "finished"
-    return dataclasses.replace(settings, resume=None, overwrite=begun)
+    return dataclasses.replace(settings, resume=NEWEST if checkpoints(settings.output) else AUTO, overwrite=False)
 
 
 def _tasks(settings: RunSettings, plugins: Plugins) -> tuple[Items, ...]:
@@ -228,20 +224,24 @@ def check_output(plan: Plan) -> None:
         raise ConfigError(f"--output {output}: {existing} is a file; it must be a folder.")
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError(f"--output {output}: {existing} is not writable.")
-    used = output.is_dir() and any(p.name != LOCK_FILE for p in output.iterdir())
+    nothing = (LOCK_FILE, f".{RUN_FILE}.partial")  # of a run that was killed before it had begun
+    used = output.is_dir() and any(p.name not in nothing for p in output.iterdir())
     ours = (output / RUN_FILE).exists()
-    if settings.resume:
+    if settings.continues:
         if not ours:
             raise ConfigError(f"--resume: there is no run in {output}.")
         check_same_run(plan, read_run(output))
         there = [folder.name for folder in checkpoints(output)]
         if settings.resume not in (NEWEST, *there):
+            near = did_you_mean(str(settings.resume), there)
             raise ConfigError(
-                f"--resume {settings.resume}: {output} has no such checkpoint.{did_you_mean(settings.resume, there)}\n"
+                f"--resume {settings.resume}: {output} has no such checkpoint.{near}\n"
                 f"Checkpoints: {', '.join(there) or 'none'}."
             )
     elif used and not ours:
         raise ConfigError(f"--output {output} holds files that are not a run of lmf. Choose another folder.")
+    elif settings.resume == AUTO and ours and not checkpoints(output) and read_run(output).get("status") != "finished":
+        check_same_run(plan, read_run(output))
     elif used and not settings.overwrite:
         raise ConfigError(
             f"--output {output} holds a run already.\n"

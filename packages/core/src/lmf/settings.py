@@ -107,6 +107,11 @@ class RunSettings:
     allow_pickle: bool = option(False, "Load pickled weights, which can run code; only from sources you trust.")
     trust_remote_code: bool = option(False, "Run the Python code that the model's folder or repository brings.")
 
+    @property
+    def continues(self) -> bool:
+        """Whether a run is continued, once a plan has settled what ``--resume auto`` means; else it is started."""
+        return self.resume not in (None, AUTO)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:

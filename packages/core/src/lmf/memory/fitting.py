@@ -12,7 +12,7 @@ from ..encoding.material import Material
 from ..errors import LmfError
 from ..plan import Plan
 from ..training.learner import compute_dtype
-from .forecast import forecast, most_work
+from .forecast import forecast, most_work, of_each
 
 LEAST = 256  # tokens; nobody wants shorter examples for the sake of memory
 
@@ -34,7 +34,9 @@ class Change:
     changes: int
 
 
-def smaller(plan: Plan, device: torch.device, room: int, material: Material | None = None) -> list[Change]:
+def smaller(
+    plan: Plan, device: torch.device, room: int, material: Material | None = None, processes: int = 1
+) -> list[Change]:
     """Return changes with which a plan needs less memory, best first: those that fit, and of them the fewest changes.
 
     Tried are each setting that saves memory, and the other methods with their defaults; if none of
@@ -45,6 +47,7 @@ def smaller(plan: Plan, device: torch.device, room: int, material: Material | No
         device: The device that it would run on.
         room: The bytes that there are for tensors.
         material: What is learned from, if it is encoded already.
+        processes: How many share the model; what is told is of one of them.
     """
     settings = _settings(plan, device)
     methods = {
@@ -56,13 +59,14 @@ def smaller(plan: Plan, device: torch.device, room: int, material: Material | No
 
     def attempt(flags: str, changed: Plan, changes: int) -> None:
         try:
-            need = forecast(changed, device, most_work(changed, material)).usage.total
+            usage = forecast(changed, device, most_work(changed, material)).usage
+            need = of_each(usage, plan.sharing.way, processes).total
         except LmfError:
             return  # a method that needs settings, or cannot tune this model
         found.append(Change(flags=flags, bytes=need, fits=need <= room, changes=changes))
 
     for flags, values in settings.items():
-        attempt(flags, _with(plan, values), 1)
+        attempt(flags, _with(plan, values), len(values))
     for name, other in methods.items():
         attempt(name, other, 2)
     if settings and not any(each.fits for each in found):
@@ -79,9 +83,12 @@ def _settings(plan: Plan, device: torch.device) -> dict[str, dict[str, Any]]:
         found["--gradient-checkpointing"] = {"gradient_checkpointing": True}
     if settings.micro_batch_tokens > settings.max_tokens and not settings.step_in_backward:
         found[f"--micro-batch-tokens {settings.max_tokens}"] = {"micro_batch_tokens": settings.max_tokens}
-    elif settings.max_tokens > LEAST:  # one example fills a pass
+    elif settings.max_tokens > LEAST and not settings.step_in_backward:  # one example fills a pass
         shorter = settings.max_tokens // 2
-        found[f"--max-tokens {shorter}"] = {"max_tokens": shorter, "micro_batch_tokens": shorter}
+        found[f"--max-tokens {shorter} --micro-batch-tokens {shorter}"] = {
+            "max_tokens": shorter,
+            "micro_batch_tokens": shorter,
+        }
     if compute_dtype(settings.dtype, device) == torch.float32:
         found["--dtype bfloat16"] = {"dtype": "bfloat16"}
     return found

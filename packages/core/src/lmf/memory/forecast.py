@@ -29,8 +29,15 @@ from ..training.learner import Learner, blank_learner, longest_of
 from ..training.packing import Batch
 from ..training.supply import supply_of
 from ..training.update import update_of
-from .ledger import Ledger, Peak
+from .ledger import Ledger, Peak, Usage
 
+DIVIDED = {  # what each way to share a model divides among the processes
+    "ddp": (),
+    "fsdp": ("weights", "gradients", "state"),
+    "zero1": ("state",),
+    "zero2": ("gradients", "state"),
+    "zero3": ("weights", "gradients", "state"),
+}
 Shape = tuple[tuple[int, int], ...]  # for each example of a micro-batch, its tokens and those that the loss counts
 
 
@@ -101,6 +108,20 @@ def forecast(plan: Plan, device: torch.device, work: Work) -> Peak:
             run.fill()
         run.step([batch.to(device) for batch in batches])
     return run.ledger.peak()
+
+
+def of_each(usage: Usage, way: str, count: int) -> Usage:
+    """Return what each of several processes has of the memory of a run, if they share it in a way.
+
+    What is sent is not counted, but for the buckets of DDP, in which all gradients are a second time.
+    """
+    if count == 1:
+        return usage
+    parts = dataclasses.asdict(usage)
+    own = {name: -(-size // count) if name in DIVIDED[way] else size for name, size in parts.items()}
+    if way == "ddp":
+        own["temporaries"] += own["gradients"]
+    return Usage(**own)
 
 
 def measure(plan: Plan, material: Material, learner: Learner, device: torch.device, steps: int) -> tuple[Peak, Work]:

@@ -6,31 +6,24 @@ import dataclasses
 import os
 
 from ..encoding.material import Material
+from ..errors import LmfError
 from ..parallel.processes import Processes
 from ..plan import Plan
 from ..report import Reporter, size
 from ..runs import read_run
 from ..settings import AUTO_TOKENS
 from . import machine
-from .forecast import forecast, most_work
-from .ledger import Usage
+from .forecast import forecast, most_work, of_each
 
 MARGIN = 0.9  # of what is free: a forecast may be a tenth too low
 GRAIN = 64  # tokens by which sizes differ
-DIVIDED = {  # what each way to share a model divides among the processes
-    "ddp": (),
-    "fsdp": ("weights", "gradients", "state"),
-    "zero1": ("state",),
-    "zero2": ("gradients", "state"),
-    "zero3": ("weights", "gradients", "state"),
-}
 
 
 def sized(plan: Plan, report: Reporter, processes: Processes, material: Material | None = None) -> Plan:
     """Return a plan whose micro-batches have a size: the one that was given, or for ``auto`` the largest that fits.
 
-    What is computed does not depend on it but for the order of sums. A pass is never larger than a whole step, nor
-    smaller than the longest example. A run that is continued keeps the size it had.
+    Without dropout, what is computed does not depend on it but for the order of sums. A pass is never larger than a
+    whole step, nor smaller than the longest example. A run that is continued keeps the size it had.
 
     Args:
         plan: The run.
@@ -44,14 +37,20 @@ def sized(plan: Plan, report: Reporter, processes: Processes, material: Material
     settings = plan.settings
     if settings.micro_batch_tokens != AUTO_TOKENS:
         return plan
-    if settings.resume:
+    if settings.continues:
         return _with(plan, read_run(settings.output)["settings"]["micro_batch_tokens"])
-    own = processes.each(lambda: _largest(plan, report, processes, material))
-    return _with(plan, min(processes.gather(own)))
+    found = processes.gather(processes.each(lambda: _largest(plan, processes, material)))
+    tokens, need, room = min(found)
+    report.note(f"--micro-batch-tokens auto: {tokens:,}; forecast {size(need)}, and there is room for {size(room)}")
+    return _with(plan, tokens)
 
 
-def _largest(plan: Plan, report: Reporter, processes: Processes, material: Material | None) -> int:
-    """Return the most tokens of a micro-batch that fit where this process computes."""
+def _largest(plan: Plan, processes: Processes, material: Material | None) -> tuple[int, int, int]:
+    """Return the most tokens of a micro-batch that fit where this process computes, what they need and what there is.
+
+    Raises:
+        LmfError: The run cannot be forecast.
+    """
     device = processes.device
     room = int(machine.free(device) * MARGIN)
     if device.type == "cpu":
@@ -59,24 +58,22 @@ def _largest(plan: Plan, report: Reporter, processes: Processes, material: Mater
 
     def need(tokens: int) -> int:
         usage = forecast(plan, device, most_work(_with(plan, tokens), material)).usage
-        return of_each(usage, plan.sharing.way, processes.count)
+        return of_each(usage, plan.sharing.way, processes.count).total
 
     least = most_work(_with(plan, 1), material).tokens
     most = least * plan.settings.batch_size
-    tokens, bytes = least, need(least)
-    if bytes < room and most > least:
-        each = max(1, need(2 * least) - bytes) / least  # what one more token takes
-        tokens = min(most, least + int((room - bytes) / each) // GRAIN * GRAIN)
-        while tokens > least and (bytes := need(tokens)) > room:  # it takes more than in proportion
-            tokens = least + int((tokens - least) * 0.8) // GRAIN * GRAIN
-    report.note(f"--micro-batch-tokens auto: {tokens:,}; forecast {size(bytes)}, and there is room for {size(room)}")
-    return tokens
-
-
-def of_each(usage: Usage, way: str, count: int) -> int:
-    """Return the bytes that each of several processes has of the memory of a run, if they share it in a way."""
-    parts = dataclasses.asdict(usage)
-    return sum(-(-size // count) if name in DIVIDED[way] else size for name, size in parts.items())
+    try:
+        low = bytes = need(least)
+        tokens = least
+        if low < room and most > least:
+            each = max(1, need(2 * least) - low) / least  # what one more token takes
+            tokens = min(most, least + int((room - low) / each) // GRAIN * GRAIN)
+            while (bytes := need(tokens)) > room and tokens > least:  # it takes more than in proportion
+                share = (room - low) / (bytes - low)
+                tokens = max(least, min(tokens - GRAIN, least + int((tokens - least) * share) // GRAIN * GRAIN))
+    except LmfError as error:
+        raise LmfError(f"--micro-batch-tokens auto needs a forecast; give a number instead. {error}") from None
+    return tokens, bytes, room
 
 
 def _with(plan: Plan, tokens: int) -> Plan:

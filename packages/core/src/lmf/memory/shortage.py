@@ -8,18 +8,19 @@ from typing import TypeVar
 
 import torch
 
+from ..config import flag
 from ..encoding.material import Material
 from ..errors import LmfError
 from ..parallel.processes import Processes
-from ..plan import Plan
+from ..plan import NOTED, Plan
 from ..report import size
 from . import machine
 from .fitting import smaller
-from .forecast import forecast, most_work
-from .largest import of_each
+from .forecast import forecast, most_work, of_each
 
 T = TypeVar("T")
 SHOWN = 6  # changes
+MILD = {flag(name) for name in NOTED}  # with which a run can be continued
 
 
 def explained(
@@ -63,7 +64,7 @@ def _account(error: BaseException, device: torch.device) -> str:
     if asked and asked[2] == "bytes":
         more = f"{size(int(asked[1]))} more were asked for"
     else:
-        more = f"{asked[1]} {asked[2]} more were asked for" if asked else "a little more was asked for"
+        more = f"{asked[1]} {asked[2]} more were asked for" if asked else "more was asked for than there is"
     free, whole = size(machine.free(device)), size(machine.capacity(device))
     return f"{more}, {free} of {whole} are free, and the run had {size(machine.peak(device))} at most"
 
@@ -72,8 +73,9 @@ def _changes(plan: Plan, material: Material, processes: Processes) -> str:
     """Return what a run needs at most by forecast, and with which changes it needs less, a line each."""
     device, count = processes.device, processes.count
     try:
-        usage = forecast(plan, device, work := most_work(plan, material)).usage
-        changes = smaller(plan, device, machine.capacity(device), material)
+        whole = forecast(plan, device, work := most_work(plan, material)).usage
+        usage = of_each(whole, plan.sharing.way, count)
+        changes = smaller(plan, device, machine.capacity(device), material, count)
     except LmfError as error:
         return f"There is no forecast of what took it: {error}"
     except MemoryError:
@@ -87,11 +89,12 @@ def _changes(plan: Plan, material: Material, processes: Processes) -> str:
     if less:
         lines.append("What needs less:")
         wide = max(len(each.flags) for each in less[:SHOWN])
-        lines += [
-            f"  {each.flags:{wide}}  {size(each.bytes)}, {each.bytes / usage.total:.0%} of it" for each in less[:SHOWN]
-        ]
+        for each in less[:SHOWN]:
+            mild = {word for word in each.flags.split() if not word.isdecimal()} <= MILD
+            share = f"{each.bytes / usage.total:.0%} of it{'' if mild else ', in a new run'}"
+            lines.append(f"  {each.flags:{wide}}  {size(each.bytes)}, {share}")
     ways = [way for way in ("fsdp", "zero3") if all(way in part.parallel for part in (plan.method, plan.optimizer))]
     if count > 1 and plan.sharing.way == "ddp" and ways:
-        part = size(of_each(usage, ways[0], count))
+        part = size(of_each(whole, ways[0], count).total)
         lines.append(f"Divided among the {count} processes by --parallel {ways[0]}, each of them needs {part}.")
     return "\n".join(lines)

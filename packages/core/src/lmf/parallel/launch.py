@@ -159,7 +159,9 @@ def _tell(error: object, folder: Path, first: int) -> None:
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)  # by us, because of another one
     causes = {rank: f for rank, f in sorted(failures.items()) if f.exitcode not in stopped} or failures
     causes = {rank: f for rank, f in causes.items() if f.exitcode < 0} or causes  # the others noticed that they died
-    causes = {rank: f for rank, f in causes.items() if not told(folder, rank).startswith(f"error: {LOST}")} or causes
+    start = max((int(path.name.removeprefix("attempt_")) for path in folder.glob("lmf_*/attempt_*")), default=0)
+    own = {rank: told(folder, rank, start) for rank in (0, *causes)}
+    causes = {rank: f for rank, f in causes.items() if not own[rank].startswith(f"error: {LOST}")} or causes
     if 0 in causes and causes[0].exitcode > 0:  # it has the terminal
         raise SystemExit(causes[0].exitcode)
     lines = []
@@ -167,9 +169,9 @@ def _tell(error: object, folder: Path, first: int) -> None:
         code = failure.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines.append(f"Process {rank} (pid {failure.pid}) {how}; its last word: {last_words(folder, rank)}.")
-        if code > 0 and (own := told(folder, rank)):  # an error of ours
-            if own != told(folder, 0):
-                print(f"{own}\n(process {rank})", file=sys.stderr)
+        if code > 0 and own[rank]:  # an error of ours
+            if own[rank] != own[0]:
+                print(f"{own[rank]}\n(process {rank})", file=sys.stderr)
             raise SystemExit(code)
         lines += [f"  | {line}" for line in _log(folder, rank - first)[-LAST:]]
     raise LmfError("\n".join(lines))

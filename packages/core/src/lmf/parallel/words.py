@@ -20,13 +20,14 @@ def say(words: str) -> None:
 def tell(error: str) -> None:
     """Leave the error that ends this process, as it was told; nowhere, where nobody reads it."""
     if folder := os.environ.get(FOLDER):
-        file = Path(folder, f"error-{os.environ.get('RANK', '0')}")
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        file = Path(folder, f"error-{start}-{os.environ.get('RANK', '0')}")
         file.write_text(error, encoding="utf-8", errors="backslashreplace")
 
 
-def told(folder: Path, rank: int) -> str:
-    """Return the error that ended a process of this machine, as it was told; "" without one."""
-    file = folder / f"error-{rank}"
+def told(folder: Path, rank: int, start: int) -> str:
+    """Return the error that ended a process of this machine after so many restarts, as it was told; "" without one."""
+    file = folder / f"error-{start}-{rank}"
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 

@@ -31,7 +31,7 @@ from ..parallel.words import LOST, say
 from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import FOLDER, LOG_FILE, checkpoints, read_log, resume_command, step_of, write_file
-from ..settings import NEWEST, Evaluation, Sampling
+from ..settings import AUTO, NEWEST, Evaluation, Sampling
 from . import checkpoint, packing
 from .learner import Learner, check_tuner, load_learner
 from .output import check_saving, clear, save_model
@@ -63,13 +63,19 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     plan = sized(plan, report, processes, material)
     learner = processes.each(lambda: _load(plan, material, processes, report))
     processes.on_main(lambda: check_saving(learner, material, plan))
-    run = _Run(plan, material, learner, accelerator, report)
+    run = explained(
+        lambda: _Run(plan, material, learner, accelerator, report),
+        plan,
+        material,
+        processes,
+        lambda: "before the first step",
+    )
     with contextlib.ExitStack() as held:
 
         def take() -> None:
             held.enter_context(lock(output))
             check_output(plan)  # again: another run may have come and gone while the model was loaded
-            if settings.overwrite:
+            if settings.overwrite or settings.resume == AUTO:
                 clear(output)
 
         processes.on_main(take)
@@ -77,7 +83,7 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
             with run.together():
                 explained(run.work, plan, material, processes, run.place, run.left)
         except BaseException:
-            if processes.main and not (run.done or settings.resume):
+            if processes.main and not (run.done or settings.continues):
                 with contextlib.suppress(OSError):
                     clear(output)  # a run that never took a step leaves nothing behind
             raise
@@ -88,7 +94,8 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
 
 def _load(plan: Plan, material: Material, processes: Processes, report: Reporter) -> Learner:
     def load() -> Learner:
-        return load_learner(plan, material, processes.device, report, settled=plan.sharing.way == "ddp")
+        settled = plan.sharing.way == "ddp"
+        return load_learner(plan, material, processes.device, report, settled)
 
     return explained(load, plan, material, processes, lambda: "while the model was loaded")
 
@@ -122,7 +129,7 @@ class _Run:
     def work(self) -> None:
         """Train until the last step, an early stop or a signal, and save."""
         self.record.check_processes()
-        if self.settings.resume:
+        if self.settings.continues:
             self._resume()
         self.record.write("running", self.done, self.best)
         self.record.write_skipped(self.report)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -51,13 +52,18 @@ def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     norm is 0.6 % too small. So long tensors are taken in pieces.
     """
     own = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
-    norm = get_total_norm([p for each in own for p in (each.flatten().split(PIECE) if each.is_cpu else [each])])
+    norm = get_total_norm([piece for each in own for piece in _pieces(each)])
     divided = next((each for each in gradients if isinstance(each, DTensor)), None)
     if divided is not None:
         square = norm.double().square()
         dist.all_reduce(square, group=divided.device_mesh.get_group())
         norm = square.sqrt().to(norm.dtype)
     return norm
+
+
+def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    cut = tensor.is_cpu and not isinstance(tensor, FakeTensor)  # where there are no numbers, none are added up
+    return tensor.flatten().split(PIECE) if cut else [tensor]
 
 
 class InBackward:
