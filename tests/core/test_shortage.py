@@ -149,7 +149,7 @@ def test_what_is_divided_leaves_room(tiny, data, tmp_path, monkeypatch):
     each = [of_each(usage, way, 2).total for way in ("ddp", "fsdp", "zero1", "zero2", "zero3")]
     assert each == [247 + 80, 127, 217, 177, 127]  # DDP has its gradients in buckets a second time
     assert of_each(usage, "ddp", 1) == usage
-    made = plan(tiny, data, tmp_path, micro_batch_tokens="auto", batch_size=40, max_tokens=100)
+    made = plan(tiny, data, tmp_path, micro_batch_tokens="auto", batch_size=40, max_tokens=100, epochs=3.0)
     apart = dataclasses.replace(made, sharing=dataclasses.replace(made.sharing, way="fsdp"))
     room = 3 * 2**22
     alone = auto(made, room, monkeypatch)
