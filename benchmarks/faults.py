@@ -185,19 +185,27 @@ def chains(bench: Bench) -> Iterator[str]:
     settings = {**SETTINGS, "steps": 120}
     straight = bench.run(bench.new(), **settings)
     for _ in bench.count(20):
-        output, kills = bench.new(), 0
-        while kills < 10:
-            seconds = bench.dice.uniform(0.3, 0.7) * bench.seconds
-            code = killed_after(bench, output, seconds, **{**settings, "resume": "auto"})
-            kills += code == -signal.SIGKILL
-            if code == 0:
-                break
-        if kills < 10:
-            yield f"{output.name}: it ended after {kills} kills"
-            continue
+        output = bench.new()
+        for _ in range(10):
+            killed_at_step(bench, output, steps_done(output) + bench.dice.randint(1, 10), **settings)
         code = ended(fork(lambda output=output: bench.run(output, **{**settings, "resume": "auto"})))
         yield f"{output.name}: ends with {code}" if code else bench.differs(output, straight)
         shutil.rmtree(output)
+
+
+def steps_done(output: Path) -> int:
+    lines = log(output, "loss") if (output / "log.jsonl").exists() else []
+    return lines[-1]["step"] if lines else 0
+
+
+def killed_at_step(bench: Bench, output: Path, step: int, **settings: Any) -> None:
+    """Start a run, or go on with it, and kill it as soon as it has done so many steps, or a little later."""
+    pid = fork(lambda: bench.run(output, **{**settings, "resume": "auto"}))
+    while steps_done(output) < step:
+        time.sleep(0.002)
+    time.sleep(bench.dice.uniform(0, 0.03))
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
 
 
 def full_disk(bench: Bench) -> Iterator[str]:
