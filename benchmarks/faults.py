@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import itertools
 import os
-import platform
 import random
 import shutil
 import signal
@@ -31,9 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +39,10 @@ sys.path += [str(Path(__file__).parents[1] / "tests" / part) for part in ("core"
 
 from lmf import LmfError
 from lmf.errors import Interrupted
+from lmf.runs import step_of
 from lmf.testing import tiny_checkpoint
 from lmf.training import checkpoint
-from test_acceptance import failures
+from rows import measured
 from test_checkpoint import kill_at, mount
 from tinyrun import At, cut_at, ended, fork, log, processes, run, same, stop_at, talks
 
@@ -81,14 +79,13 @@ class Bench:
     def count(self, whole: int) -> range:
         return range(max(1, round(whole * self.share)))
 
-    def goes_on(self, output: Path, **settings: Any) -> str:
+    def goes_on(self, output: Path) -> str:
         """Continue a run in a process of its own and say what is wrong with that, or nothing."""
-        settings = {**SETTINGS, **settings}
-        done = len(log(output, "loss")) if (output / "log.jsonl").exists() else 0
+        done = steps_done(output)
         folder, _ = checkpoint.find(output)
-        saved = int(folder.name[5:]) if folder else 0
+        saved = step_of(folder) if folder else 0
         fault = f"step {done} was done, but only {saved} saved" if done - saved > EVERY + 1 else ""
-        code = ended(fork(lambda: self.run(output, resume="auto", **settings)))
+        code = ended(fork(lambda: self.run(output, resume="auto", **SETTINGS)))
         fault = fault or (f"--resume auto ends with {code}" if code else self.differs(output))
         shutil.rmtree(output)
         return f"{output.name}: {fault}" if fault else ""
@@ -100,19 +97,13 @@ class Bench:
         return f"left behind: {', '.join(left)}" if left else ""
 
 
-def killed_after(bench: Bench, output: Path, seconds: float, **settings: Any) -> int:
-    """Start a run, or go on with it, and kill it after so much time. Returns how it ended."""
-    pid = fork(lambda: bench.run(output, **{**SETTINGS, **settings}))
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return ended(pid)
-
-
 def anywhere(bench: Bench) -> Iterator[str]:
     for _ in bench.count(100):
         output = bench.new()
-        killed_after(bench, output, bench.dice.uniform(0, bench.seconds))
+        pid = fork(lambda output=output: bench.run(output, **SETTINGS))
+        time.sleep(bench.dice.uniform(0, bench.seconds))
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
         yield bench.goes_on(output)
 
 
@@ -285,23 +276,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides what is random (0)")
     parser.add_argument("--share", type=float, default=1.0, help="share of the cases of each row (1.0)")
     options = parser.parse_args()
-    asked = options.rows.split(",") if options.rows else [name.partition(",")[0] for name in ROWS]
-    names = ("torch", "transformers", "safetensors")
-    print(f"{date.today()}, Python {platform.python_version()}, {platform.machine()}, seed {options.seed}")
-    print(", ".join(f"{name} {version(name)}" for name in names) + "\n")
-    print(f"{'row':16}{'cases':>8}{'failures':>10}{'seconds':>10}", flush=True)
-    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.seed, options.share)
-        for name, check in ROWS.items():
-            if name.partition(",")[0] in asked:
-                start = time.perf_counter()
-                cases, wrong = failures(check(bench))
-                print(f"{name:16}{cases:8,}{len(wrong):10,}{time.perf_counter() - start:10.0f}", flush=True)
-                for fault in wrong[:5]:
-                    print(f"  {fault[:1000]}", flush=True)
-                failed += len(wrong)
-    return 1 if failed else 0
+        checks = {name: partial(check, bench) for name, check in ROWS.items()}
+        return measured(checks, options.rows, options.seed, ("torch", "transformers", "safetensors"))
 
 
 if __name__ == "__main__":

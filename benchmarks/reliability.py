@@ -27,14 +27,12 @@ import io
 import itertools
 import json
 import multiprocessing
-import platform
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +47,7 @@ from lmf.data.reading import read
 from lmf.models import load_tokenizer
 from lmf.sources import find_model
 from lmf.templates.traits import takes
+from rows import measured
 from tinyrun import PLUGINS, run
 
 REAL = ("chatml", "llama3", "gemma", "qwen3", "llama3_1", "granite")
@@ -262,21 +261,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides what is random (0)")
     parser.add_argument("--data", nargs="*", default=[], help="files of real conversations")
     options = parser.parse_args()
-    asked = options.rows.split(",") if options.rows else [name.partition(",")[0] for name in ROWS]
-    names = ("torch", "transformers", "tokenizers")
-    print(f"{date.today()}, Python {platform.python_version()}, {platform.machine()}, seed {options.seed}")
-    print(", ".join(f"{name} {version(name)}" for name in names) + "\n")
-    print(f"{'row':14}{'cases':>10}{'failures':>10}{'seconds':>10}")
-    failed = 0
-    for name, check in ROWS.items():
-        if name.partition(",")[0] in asked and (options.data or check is not b2_real):
-            start = time.perf_counter()
-            cases, wrong = acceptance.failures(check(options))
-            print(f"{name:14}{cases:10,}{len(wrong):10,}{time.perf_counter() - start:10.0f}", flush=True)
-            for fault in wrong[:5]:
-                print(f"  {fault[:1000]}")
-            failed += len(wrong)
-    return 1 if failed else 0
+    checks = {name: partial(check, options) for name, check in ROWS.items() if options.data or check is not b2_real}
+    return measured(checks, options.rows, options.seed, ("torch", "transformers", "tokenizers"))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,10 @@ class Plan:
     stream: RecordStream | None
     sharing: Sharing = ONE
 
+    def having(self, **settings: Any) -> Plan:
+        """Return the same run with other settings."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **settings))
+
     def values(self) -> dict[str, Any]:
         """Return every setting by name, as run.toml holds them."""
         values: dict[str, Any] = {"objective": self.plugins.objectives.qualified(self.objective)}

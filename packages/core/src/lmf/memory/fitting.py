@@ -66,13 +66,13 @@ def smaller(
         found.append(Change(flags=flags, bytes=need, fits=need <= room, changes=changes))
 
     for flags, values in settings.items():
-        attempt(flags, _with(plan, values), len(values))
+        attempt(flags, plan.having(**values), len(values))
     for name, other in methods.items():
         attempt(name, other, 2)
     if settings and not any(each.fits for each in found):
         together = {name: value for values in settings.values() for name, value in values.items()}
         for name, other in {"": plan, **methods}.items():
-            attempt(" ".join(filter(None, [name, *settings])), _with(other, together), len(settings) + 2 * bool(name))
+            attempt(" ".join(filter(None, [name, *settings])), other.having(**together), len(settings) + 2 * bool(name))
     return sorted(found, key=lambda each: (not each.fits, each.changes if each.fits else 0, each.bytes))
 
 
@@ -92,7 +92,3 @@ def _settings(plan: Plan, device: torch.device) -> dict[str, dict[str, Any]]:
     if compute_dtype(settings.dtype, device) == torch.float32:
         found["--dtype bfloat16"] = {"dtype": "bfloat16"}
     return found
-
-
-def _with(plan: Plan, values: dict[str, Any]) -> Plan:
-    return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, **values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 from ..encoding.material import Material
@@ -38,11 +37,11 @@ def sized(plan: Plan, report: Reporter, processes: Processes, material: Material
     if settings.micro_batch_tokens != AUTO_TOKENS:
         return plan
     if settings.continues:
-        return _with(plan, read_run(settings.output)["settings"]["micro_batch_tokens"])
+        return plan.having(micro_batch_tokens=read_run(settings.output)["settings"]["micro_batch_tokens"])
     found = processes.gather(processes.each(lambda: _largest(plan, processes, material)))
     tokens, need, room = min(found)
     report.note(f"--micro-batch-tokens auto: {tokens:,}; forecast {size(need)}, and there is room for {size(room)}")
-    return _with(plan, tokens)
+    return plan.having(micro_batch_tokens=tokens)
 
 
 def _largest(plan: Plan, processes: Processes, material: Material | None) -> tuple[int, int, int]:
@@ -57,10 +56,10 @@ def _largest(plan: Plan, processes: Processes, material: Material | None) -> tup
         room //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def need(tokens: int) -> int:
-        usage = forecast(plan, device, most_work(_with(plan, tokens), material)).usage
+        usage = forecast(plan, device, most_work(plan.having(micro_batch_tokens=tokens), material)).usage
         return of_each(usage, plan.sharing.way, processes.count).total
 
-    least = most_work(_with(plan, 1), material).tokens
+    least = most_work(plan.having(micro_batch_tokens=1), material).tokens
     most = least * plan.settings.batch_size
     try:
         low = bytes = need(least)
@@ -74,7 +73,3 @@ def _largest(plan: Plan, processes: Processes, material: Material | None) -> tup
     except LmfError as error:
         raise LmfError(f"--micro-batch-tokens auto needs a forecast; give a number instead. {error}") from None
     return tokens, bytes, room
-
-
-def _with(plan: Plan, tokens: int) -> Plan:
-    return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, micro_batch_tokens=tokens))
