@@ -43,8 +43,8 @@ from lmf.runs import step_of
 from lmf.testing import tiny_checkpoint
 from lmf.training import checkpoint
 from rows import measured
-from test_checkpoint import kill_at, mount
-from tinyrun import At, cut_at, ended, fork, log, processes, run, same, stop_at, talks
+from test_checkpoint import mount
+from tinyrun import At, cut_at, ended, fork, kill_at, log, processes, run, same, stop_at, talks
 
 EVERY = 2  # steps between two saves
 SETTINGS = {"steps": 12, "batch_size": 4, "save_every": EVERY, "keep": 1}

@@ -203,6 +203,24 @@ def ended(pid: int, seconds: float = 100) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def kill_at(number: int, output: Path, begin: str) -> None:
+    """Kill this process at a change of a file in ``output``, counted from the first one that names ``begin``."""
+    changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+    seen = [0]
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")) or event in changes:
+            path = str(args[0])
+        else:
+            return
+        if path.startswith(str(output)) or "/" not in path:  # within a folder that is removed, a bare name
+            seen[0] += bool(seen[0] or begin in path)
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
 def cut_at(place: str, share: float) -> None:
     """Kill this process amid a file of tensors that has ``place`` in its path, when a share of it is written."""
 

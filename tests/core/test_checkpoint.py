@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from lmf.parallel.pieces import restore, state_of
 from lmf.testing import tiny_model
 from lmf.training import checkpoint
 from safetensors import SafetensorError
-from tinyrun import At, Notes, cut_at, ended, fork, run, same, sha256, stop_at, talks
+from tinyrun import At, Notes, cut_at, ended, fork, kill_at, run, same, sha256, stop_at, talks
 
 SETTINGS = {"steps": 6, "batch_size": 4, "save_every": 2, "keep": 2}
 FILES = [
@@ -119,7 +118,7 @@ def test_the_state_of_any_optimizer_comes_back(tmp_path):
     optimizer = Counting(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.step()
-    folder = checkpoint.save(tmp_path, 3, model.save_pretrained, state_of(model, optimizer), {"best": None})
+    folder = checkpoint.write(tmp_path, 3, model.save_pretrained, state_of(model, optimizer), {"best": None}).complete()
     other = Counting(model.parameters(), lr=0.5)
     state, saved = checkpoint.load(folder)
     restore(model, other, saved)
@@ -134,24 +133,6 @@ def test_the_state_of_any_optimizer_comes_back(tmp_path):
 
 
 # Killed
-
-
-def kill_at(number: int, output: Path, begin: str) -> None:
-    """Kill this process at a change of a file in ``output``, counted from the first one that names ``begin``."""
-    changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-    seen = [0]
-
-    def watch(event: str, args: tuple[Any, ...]) -> None:
-        if (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")) or event in changes:
-            path = str(args[0])
-        else:
-            return
-        if path.startswith(str(output)) or "/" not in path:  # within a folder that is removed, a bare name
-            seen[0] += bool(seen[0] or begin in path)
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
 
 
 # The second save begins with 1 and is in its place after 9, the first one is removed from 10 to 18,
@@ -205,7 +186,7 @@ def test_what_a_killed_run_left_half_written_is_cleaned_by_the_next_save(stopped
         file.write_text("half")
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    checkpoint.save(stopped, 6, model.save_pretrained, state_of(model, optimizer), {})
+    checkpoint.write(stopped, 6, model.save_pretrained, state_of(model, optimizer), {}).complete()
     assert not any(file.exists() for file in left)
     assert not (stopped / "checkpoints/.step-000003.partial").exists()
     assert [path.name[-1] for path in sorted((stopped / "checkpoints").iterdir())] == ["4", "5", "6"]

@@ -278,14 +278,14 @@ def test_a_second_signal_ends_the_command_at_once(tiny, data, tmp_path):
     output = tmp_path / "out"
 
     def slow() -> None:
-        save = checkpoint.save
+        write = checkpoint.write
 
-        def save_slowly(*args: Any) -> Any:
+        def write_slowly(*args: Any) -> Any:
             Path(args[0], "checkpoints/.step-000001.partial").mkdir(parents=True)
             time.sleep(60)
-            return save(*args)
+            return write(*args)
 
-        checkpoint.save = save_slowly
+        checkpoint.write = write_slowly
 
     pid = start(line(tiny, data, output), tmp_path / "text", slow)
     wait(lambda: steps(output) >= 1)

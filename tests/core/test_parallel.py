@@ -14,10 +14,12 @@ import pytest
 import torch
 from lmf import ConfigError, LmfError
 from lmf.errors import Interrupted
+from lmf.generate.opening import open_model
 from lmf.parallel import sharing
 from lmf.parallel.copies import Copies
 from lmf.settings import WAYS
-from lmf.training import packing, record
+from lmf.training import loop, packing, record
+from lmf_export.ggufs import write_gguf
 from safetensors.torch import load_file
 from tinyrun import PLUGINS, At, apart, cut_at, held, log, processes, relative, run, same, stop_at, talks, weights
 from transformers import AutoModelForCausalLM
@@ -111,16 +113,67 @@ def test_each_process_has_its_part_and_no_more(way, weights, state, tiny, data, 
         assert each[1] == pytest.approx(one[1] * state, rel=0.01)
 
 
-@pytest.mark.parametrize(("way", "method"), [("fsdp", "full"), ("fsdp", "lora"), ("zero3", "full")])
-def test_weights_in_another_precision_than_the_run_are_divided_alike(way, method, tiny, data, tmp_path):
-    AutoModelForCausalLM.from_pretrained(tiny).bfloat16().save_pretrained(tmp_path / "low")
+def place_of(parameter: torch.Tensor) -> str:
+    """Return the file that a parameter is a page of."""
+    address = parameter.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line.partition("/")[2]
+    return ""
+
+
+def as_low(tiny: Path, folder: Path) -> Path:
+    AutoModelForCausalLM.from_pretrained(tiny).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def as_pickle(tiny: Path, folder: Path) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def as_gguf(tiny: Path, folder: Path) -> Path:
+    write_gguf(open_model(str(tiny), PLUGINS), folder / "model.gguf", "q8_0", "tiny", first=False)
+    return folder / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("way", "method", "kind"),
+    [("fsdp", "full", as_low), ("fsdp", "lora", as_gguf), ("zero3", "full", as_pickle)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_cannot_be_mapped_is_converted_once_and_divided_alike(
+    way, method, kind, tiny, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LMF_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = kind(tiny, folder)
     for file in tiny.glob("*token*"):
-        shutil.copy(file, tmp_path / "low")
-    given = UNEVEN | {"options": METHODS[method]}
-    one = run(tmp_path / "low", data, tmp_path / "one", method, **given)
-    two = tmp_path / "two"
-    assert processes(2, lambda rank: run(tmp_path / "low", data, two, method, parallel=way, **given)) == [0, 0]
+        shutil.copy(file, folder)
+    given = UNEVEN | {"options": METHODS[method], "allow_pickle": kind is as_pickle}
+    one, two = run(model, data, tmp_path / "one", method, **given), tmp_path / "two"
+    share = loop.share
+
+    def look(plan: Any, learner: Any, *args: Any) -> Any:
+        places = [place_of(p) for name, p in learner.model.named_parameters() if "lora" not in name]
+        (tmp_path / f"places-{os.environ['RANK']}.json").write_text(json.dumps(places))
+        return share(plan, learner, *args)
+
+    monkeypatch.setattr(loop, "share", look)
+    assert processes(2, lambda rank: run(model, data, two, method, parallel=way, **given)) == [0, 0]
     assert max(apart(one, two).values()) <= 1e-5
+    first, second = (json.loads((tmp_path / f"places-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert all("/cache/converted/" in place for place in first)
+    assert not list((tmp_path / "cache/converted").iterdir())
+    if method == "lora":
+        assert json.loads((two / "adapter_config.json").read_text()) == json.loads(
+            (one / "adapter_config.json").read_text()
+        )
 
 
 RESUMED = {"steps": 6, "batch_size": 7, "learning_rate": 2e-4, "micro_batch_tokens": 100, "sample": "hello"}

@@ -142,7 +142,7 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(tmp_path):
     optimizer = made(model)
     model(torch.ones(1, 128)).sum().backward()
     optimizer.step()
-    folder = checkpoint.save(tmp_path, 1, lambda folder: None, state_of(model, optimizer), {})
+    folder = checkpoint.write(tmp_path, 1, lambda folder: None, state_of(model, optimizer), {}).complete()
     again = made(model)
     restore(model, again, checkpoint.load(folder)[1])
     for parameter in model.parameters():

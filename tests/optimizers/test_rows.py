@@ -100,7 +100,7 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(tmp_path):
     straight.steps(20)
     work.steps(9)
     model = nn.ParameterDict({"table": work.table, "matrix": work.matrix})
-    folder = checkpoint.save(tmp_path, 9, lambda folder: None, state_of(model, work.optimizer), {})
+    folder = checkpoint.write(tmp_path, 9, lambda folder: None, state_of(model, work.optimizer), {}).complete()
     again = Work("adamw-rows")
     again.table.data, again.matrix.data, again.done = work.table.data.clone(), work.matrix.data.clone(), 9
     model = nn.ParameterDict({"table": again.table, "matrix": again.matrix})

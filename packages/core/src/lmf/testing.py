@@ -377,7 +377,8 @@ def _check_training(method: TuningMethod, folder: Path, steps: int, new_tokens: 
     half = steps // 2
     embedded = model.get_input_embeddings()(torch.tensor([5, 7])).detach().clone()
     losses = work(tuner, model, optimizer, 0, half)
-    saved = checkpoint.save(folder, half, lambda path: tuner.save(model, path), state_of(model, optimizer), {})
+    written = checkpoint.write(folder, half, lambda path: tuner.save(model, path), state_of(model, optimizer), {})
+    saved = written.complete()
     losses += work(tuner, model, optimizer, half, steps)
     assert losses[-1] < losses[0], f"{name}: the loss did not fall: {losses}"
     after = model.get_input_embeddings()(torch.tensor([5, 7]))

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,53 @@ def name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def save(
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The files of a checkpoint that is not one yet: they have no manifest and are not in their place.
+
+    Attributes:
+        place: Where the checkpoint will be.
+        size: Bytes of all files; known to all processes.
+    """
+
+    place: Path
+    size: int
+
+    def complete(self) -> Path:
+        """Make the files a checkpoint and return its place; in the main process alone, and in any thread.
+
+        Raises:
+            LmfError: It could not be done; earlier checkpoints are untouched.
+        """
+        partial = _partial(self.place)
+        try:
+            with writing(self.place):
+                manifest = {
+                    str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+                    for path in sorted(partial.rglob("*"))
+                    if path.is_file()
+                }
+                (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                sync(*partial.rglob("*"), partial)
+                if self.place.exists():
+                    _remove(self.place)
+                partial.replace(self.place)
+                sync(self.place.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return self.place
+
+
+def write(
     output: Path,
     step: int,
     save_model: Callable[[Path], None],
     optimizer: State,
     state: Mapping[str, Any],
     processes: Processes = ALONE,
-) -> Path:
-    """Write the checkpoint of a step; all processes of a run together.
+) -> Written:
+    """Write the files of the checkpoint of a step; all processes of a run together.
 
     Args:
         output: The run's folder, which all processes see.
@@ -58,48 +97,46 @@ def save(
         processes: The processes.
 
     Raises:
-        LmfError: It could not be written; earlier checkpoints are untouched.
+        LmfError: They could not be written; earlier checkpoints are untouched.
     """
-    final = output / FOLDER / name(step)
-    partial = final.with_name(f".{final.name}.partial")
+    place = output / FOLDER / name(step)
+    partial = _partial(place)
 
     def begin() -> None:
         sweep(output)
-        with writing(final):
+        with writing(place):
             partial.mkdir(parents=True)
 
     def save_own() -> None:
         if optimizer.tensors or processes.main:
-            with writing(final):
+            with writing(place):
                 save_pieces(optimizer.tensors, partial, processes.rank)
 
-    def complete() -> None:
-        with writing(final):
+    def save_common() -> None:
+        with writing(place):
             numbered = {f"{rank}/{key}": value for rank, each in enumerate(randoms) for key, value in each.items()}
             save_file(numbered, partial / "random.safetensors")
             everything = {**state, "step": step, "optimizer": optimizer.scalars, "groups": optimizer.groups}
             (partial / "state.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
-            files = sorted(p for p in partial.rglob("*") if p.is_file())
-            manifest = {str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            sync(*partial.rglob("*"), partial)
-            if final.exists():
-                _remove(final)
-            partial.replace(final)
-            sync(final.parent)
 
     try:
         processes.on_main(begin)
         processes.each(save_own)
-        with writing(final):
+        with writing(place):
             save_model(partial)
         randoms = processes.gather(random_state())
-        processes.on_main(complete)
+        processes.on_main(save_common)
     except BaseException:
         if processes.main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    return final
+    written = sum(path.stat().st_size for path in partial.rglob("*")) if processes.main else 0
+    return Written(place, processes.largest(written))
+
+
+def _partial(place: Path) -> Path:
+    """Return where the files of a checkpoint are until it is complete; a name that ``sweep`` knows."""
+    return place.with_name(f".{place.name}.partial")
 
 
 def find(output: Path) -> tuple[Path | None, list[str]]:

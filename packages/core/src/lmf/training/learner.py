@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..models import fingerprint, load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
-from ..sources import family
+from ..sources import Source, family
 from ..specs import ModelSpec, Tuner
 from . import packing
 from .lean import lean
@@ -97,7 +97,12 @@ def check_tuner(plan: Plan) -> None:
 
 
 def load_learner(
-    plan: Plan, material: Material, device: torch.device, report: Reporter, settled: bool = True
+    plan: Plan,
+    material: Material,
+    device: torch.device,
+    report: Reporter,
+    settled: bool = True,
+    source: Source | None = None,
 ) -> Learner:
     """Load the model and hand it to the tuning method.
 
@@ -107,6 +112,7 @@ def load_learner(
         device: Where it is to compute.
         report: Is told what was found.
         settled: Whether to bring it there; else its weights stay as they were loaded, perhaps pages of a file.
+        source: Other files of the plan's model, to load it from.
 
     Raises:
         LmfError: The method cannot work with its options or this model, or the examples are too long for it.
@@ -117,12 +123,13 @@ def load_learner(
     tuner = _tuner(plan, spec)
     _check_length(config, material)
     model: Any = load_model(
-        plan.model,
-        _stored(plan, device),
+        source or plan.model,
+        stored_dtype(plan, device),
         attention=plan.kernel.load() if plan.kernel else None,
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
     )
+    model.name_or_path = plan.model.path  # which peft writes into an adapter
     base = fingerprint(model)
     tokens = model.get_input_embeddings().weight.shape[0]
     if len(material.tokenizer) > tokens:
@@ -171,7 +178,7 @@ def blank_learner(plan: Plan, device: torch.device, rows: int = 0, new: Sequence
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
     options: dict[str, Any] = {"attn_implementation": plan.kernel.load()} if plan.kernel else {}
-    dtype = _stored(plan, device) or (torch.float32 if plan.model.gguf else config.dtype)
+    dtype = stored_dtype(plan, device) or (torch.float32 if plan.model.gguf else config.dtype)
     with device:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust, **options)
     if rows > model.get_input_embeddings().weight.shape[0]:
@@ -187,7 +194,7 @@ def _tuner(plan: Plan, spec: ModelSpec) -> Tuner:
     return tuner
 
 
-def _stored(plan: Plan, device: torch.device) -> torch.dtype | None:
+def stored_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
     """Return the precision in which weights are loaded; None for that of the files."""
     compute = compute_dtype(plan.settings.dtype, device)
     return torch.float32 if compute == torch.float32 else None

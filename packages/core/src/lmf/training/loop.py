@@ -25,6 +25,7 @@ from ..guard import Stop, ignore_signals, lock
 from ..memory import machine
 from ..memory.largest import sized
 from ..memory.shortage import explained
+from ..parallel.mapping import mapped
 from ..parallel.processes import Processes, lost, processes_of
 from ..parallel.sharing import begin, share
 from ..parallel.words import LOST, say
@@ -32,14 +33,18 @@ from ..plan import Plan, check_output
 from ..report import Reporter
 from ..runs import FOLDER, LOG_FILE, checkpoints, read_log, resume_command, step_of, write_file
 from ..settings import AUTO, NEWEST, Evaluation, Sampling
+from ..sources import Source
 from . import checkpoint, packing
-from .learner import Learner, check_tuner, load_learner
+from .background import Background
+from .learner import Learner, check_tuner, load_learner, stored_dtype
 from .output import check_saving, clear, save_model
 from .packing import Batch
 from .record import Record
 from .supply import supply_of
 
 SAMPLE = Sampling(max_tokens=128)  # of --sample
+LARGE = 2**28  # bytes of a checkpoint whose hashes and sync take long enough to train meanwhile (benchmarks/saving.py)
+UNSAVED = 1 << 16  # above the number of any signal
 
 
 def train(plan: Plan, report: Reporter | None = None) -> Path:
@@ -61,7 +66,10 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     early = processes.each(lambda: encode_data(plan, report) if first else None)
     material = processes.each(lambda: early or encode_data(plan, report))
     plan = sized(plan, report, processes, material)
-    learner = processes.each(lambda: _load(plan, material, processes, report))
+    with mapped(
+        plan, stored_dtype(plan, processes.device), processes, processes.rank - accelerator.local_process_index
+    ) as source:
+        learner = processes.each(lambda: _load(plan, material, processes, report, source))
     processes.on_main(lambda: check_saving(learner, material, plan))
     run = explained(
         lambda: _Run(plan, material, learner, accelerator, report),
@@ -92,10 +100,10 @@ def train(plan: Plan, report: Reporter | None = None) -> Path:
     return output
 
 
-def _load(plan: Plan, material: Material, processes: Processes, report: Reporter) -> Learner:
+def _load(plan: Plan, material: Material, processes: Processes, report: Reporter, source: Source) -> Learner:
     def load() -> Learner:
         settled = plan.sharing.way == "ddp"
-        return load_learner(plan, material, processes.device, report, settled)
+        return load_learner(plan, material, processes.device, report, settled, source)
 
     return explained(load, plan, material, processes, lambda: "while the model was loaded")
 
@@ -115,6 +123,7 @@ class _Run:
         self.shared = share(plan, learner, material.criterion, accelerator, self._optimizer)
         self.processes, self.optimizer = self.shared.processes, self.shared.optimizer
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.saving = Background(self.processes)
         self.supply = supply_of(material.train, plan)
         self.steps = self.supply.steps
         self.warmup = min(math.ceil(round(self.settings.warmup * self.steps, 6)), self.steps - 1)
@@ -168,12 +177,14 @@ class _Run:
 
     def left(self) -> str:
         """Return what is left of the run if it ends now."""
+        self.saving.settle()
         folder, _ = checkpoint.find(self.output)
         again = resume_command(self.plan.objective.name, self.output)
         return f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
 
     def close(self) -> None:
-        """End the trackers and the group of processes."""
+        """End the trackers, the group of processes and what is still being saved."""
+        self.saving.close()
         self.shared.close()
         self.accelerator.end_training()
 
@@ -207,11 +218,13 @@ class _Run:
             self._log(entry)
             self.report.step(entry)
             improved = self._due(settings.eval_every) and self._evaluate()
-            signal = self.processes.largest(stop.signal or 0)  # what one process was told, all obey
-            if signal and self.done < self.steps:
+            signal = self.processes.largest(UNSAVED if self.saving.failed else stop.signal or 0)
+            if signal == UNSAVED:
+                self.saving.finish()
+            if signal and self.done < self.steps:  # what one process was told, all obey
                 self._stop(signal)
             if self._due(settings.save_every) or (improved and settings.save_best):
-                self._save()
+                self._save(beside=True)
         return "finished"
 
     def _chunks(self) -> Iterator[list[Example]]:
@@ -323,18 +336,31 @@ class _Run:
     def _due(self, every: int | None) -> bool:
         return self.done % (every or self.supply.per_epoch or self.steps) == 0 or self.done == self.steps
 
-    def _save(self) -> Path:
+    def _save(self, beside: bool = False) -> Path:
+        """Write a checkpoint and return its place.
+
+        Args:
+            beside: Complete a large one while the training goes on.
+        """
+        self.saving.finish()
         if not self.shared.finite():
             self._diverged(f"Step {self.done}: the weights are not finite numbers.", [], [])
         state = {"best": self.best, "since_best": self.since_best, "position": self.supply.state()}
-        say(f"saving after step {self.done}")
-        place = self._checkpoint(self.done)
+        best = self.best["step"] if self.best else None
+        step, place = self.done, self._checkpoint(self.done)
+        say(f"saving after step {step}")
         optimizer = self.shared.state()
-        checkpoint.save(
-            self.output, self.done, lambda folder: self._save_model(folder, place), optimizer, state, self.processes
+        written = checkpoint.write(
+            self.output, step, lambda folder: self._save_model(folder, place), optimizer, state, self.processes
         )
-        if self.processes.main:
-            checkpoint.prune(self.output, self.done, self.settings.keep, self.best["step"] if self.best else None)
+
+        def complete() -> None:
+            written.complete()
+            checkpoint.prune(self.output, step, self.settings.keep, best)
+
+        self.saving.begin(complete)
+        if not beside or written.size < LARGE:
+            self.saving.finish()
         return place
 
     def _save_model(self, folder: Path, place: Path) -> None:
@@ -420,6 +446,7 @@ class _Run:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         parameter = next((name for name, grad in gradients.items() if not grad.isfinite().all()), None)
+        self.saving.settle()
         folder, _ = checkpoint.find(self.output)
         self.record.write("diverged", self.done, self.best)
         raise LmfError(
@@ -432,6 +459,7 @@ class _Run:
 
     def _finish(self, status: str) -> None:
         """Save the model that the run gives out, and close the record."""
+        self.saving.finish()
         if self.settings.save_best and self.best and self.best["step"] != self.done:
             self._load_best(self.best["step"])
         save_model(

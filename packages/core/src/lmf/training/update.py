@@ -48,8 +48,8 @@ class AfterBackward:
 def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the Euclidean norm of all elements of some tensors, divided among processes or not; a scalar.
 
-    On a CPU, torch 2.13 adds up the squares of a tensor in float32 one after the other: of 67 million elements, its
-    norm is 0.6 % too small. So long tensors are taken in pieces.
+    On a CPU, torch 2.13 adds up the squares of a tensor in float32 one after the other, which loses the last of
+    millions. So long tensors are taken in pieces.
     """
     own = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
     norm = get_total_norm([piece for each in own for piece in _pieces(each)])
