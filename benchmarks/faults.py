@@ -9,6 +9,8 @@ leaves nothing half written.
 
 - A1, anywhere: kill -9 at 100 moments, uniform over the time of a run, its start included
 - A1, in a save: kill -9 at 100 places of saving: at each change of a file, and amid each file
+- A1, beside: the same of checkpoints that are completed while the training goes on; they may also lose what was done
+  meanwhile, which is less than the steps between two saves
 - A1, divided: kill -9 of one of two processes of FSDP2 at 20 places of saving
 - A2: stopped after each of 19 steps; full, LoRA with dropout, freeze and LISA; one pass a step and several
 - A3: 20 runs of 120 steps, each killed ten times
@@ -41,7 +43,7 @@ from lmf import LmfError
 from lmf.errors import Interrupted
 from lmf.runs import step_of
 from lmf.testing import tiny_checkpoint
-from lmf.training import checkpoint
+from lmf.training import checkpoint, loop
 from rows import measured
 from test_checkpoint import mount
 from tinyrun import At, cut_at, ended, fork, kill_at, log, processes, run, same, stop_at, talks
@@ -79,12 +81,12 @@ class Bench:
     def count(self, whole: int) -> range:
         return range(max(1, round(whole * self.share)))
 
-    def goes_on(self, output: Path) -> str:
-        """Continue a run in a process of its own and say what is wrong with that, or nothing."""
+    def goes_on(self, output: Path, most: int = EVERY + 1) -> str:
+        """Continue a run in a process of its own; it may have lost so many steps. Return what is wrong, or nothing."""
         done = steps_done(output)
         folder, _ = checkpoint.find(output)
         saved = step_of(folder) if folder else 0
-        fault = f"step {done} was done, but only {saved} saved" if done - saved > EVERY + 1 else ""
+        fault = f"step {done} was done, but only {saved} saved" if done - saved > most else ""
         code = ended(fork(lambda: self.run(output, resume="auto", **SETTINGS)))
         fault = fault or (f"--resume auto ends with {code}" if code else self.differs(output))
         shutil.rmtree(output)
@@ -122,17 +124,22 @@ def _amid(place: str, share: float, output: Path) -> None:
     cut_at(place, share)
 
 
-def in_a_save(bench: Bench) -> Iterator[str]:
+def in_a_save(bench: Bench, large: int = loop.LARGE, most: int = EVERY + 1) -> Iterator[str]:
     found = places(".step-000010.partial")
     for number in bench.count(100):
         output, kill = bench.new(), found[number % len(found)]
 
         def killed(output: Path = output, kill: Callable[[Path], None] = kill) -> None:
+            loop.LARGE = large
             kill(output)
             bench.run(output, **SETTINGS)
 
         code = ended(fork(killed))
-        yield bench.goes_on(output) if code == -signal.SIGKILL else f"place {number} was not reached ({code})"
+        yield bench.goes_on(output, most) if code == -signal.SIGKILL else f"place {number} was not reached ({code})"
+
+
+def beside(bench: Bench) -> Iterator[str]:
+    yield from in_a_save(bench, large=0, most=2 * EVERY)
 
 
 def divided(bench: Bench) -> Iterator[str]:
@@ -262,6 +269,7 @@ def _told(bench: Bench, output: Path) -> None:
 ROWS: Mapping[str, Callable[[Bench], Iterator[str]]] = {
     "A1, anywhere": anywhere,
     "A1, in a save": in_a_save,
+    "A1, beside": beside,
     "A1, divided": divided,
     "A2": splits,
     "A3": chains,

@@ -179,8 +179,13 @@ class _Run:
         """Return what is left of the run if it ends now."""
         self.saving.settle()
         folder, _ = checkpoint.find(self.output)
-        again = resume_command(self.plan.objective.name, self.output)
-        return f"The newest whole checkpoint is {folder}. Continue: {again}" if folder else "There is no checkpoint."
+        if folder is None:
+            return "There is no checkpoint."
+        return f"The newest whole checkpoint is {folder}. Continue: {self.again()}"
+
+    def again(self) -> str:
+        """Return the command that goes on with this run."""
+        return resume_command(self.plan.objective.name, self.output)
 
     def close(self) -> None:
         """End the trackers, the group of processes and what is still being saved."""
@@ -235,10 +240,9 @@ class _Run:
             if not self.done:
                 raise
             self.record.write("interrupted", self.done, self.best)
-            again = resume_command(self.plan.objective.name, self.output)
             raise DataError(
                 f"{error}\nStopped after step {self.done} of {self.steps}; saved {self._save()}.\n"
-                f"Continue without such records: {again} --on-bad-record skip"
+                f"Continue without such records: {self.again()} --on-bad-record skip"
             ) from None
 
     def _step(self, chunk: Sequence[Example]) -> dict[str, float]:
@@ -433,8 +437,7 @@ class _Run:
         folder = self._save()
         self.record.write("interrupted", self.done, self.best)
         raise Interrupted(
-            f"Stopped after step {self.done} of {self.steps}; saved {folder}.\n"
-            f"Continue: {resume_command(self.plan.objective.name, self.output)}",
+            f"Stopped after step {self.done} of {self.steps}; saved {folder}.\nContinue: {self.again()}",
             signal,
         )
 
