@@ -41,7 +41,9 @@ class Started:
     def ends(self, seconds: float = 90) -> tuple[int, str]:
         """Wait for the end. Returns the exit code and all that was written."""
         try:
-            return self.process.wait(seconds), self.text.read_text()
+            code, text = self.process.wait(seconds), self.text.read_text()
+            assert "Traceback" not in text, text
+            return code, text
         finally:
             self.process.kill()
 
@@ -76,9 +78,7 @@ def test_two_processes_are_started_and_do_what_one_does(tiny, data, tmp_path):
 def test_an_error_of_the_run_is_told_once(tiny, tmp_path):
     line = arguments(tiny, tmp_path / "no such file", tmp_path / "out")
     code, text = Started(["--devices", "2"], line, tmp_path / "text").ends()
-    assert code == 4 and text.count("error: No file, folder or data set is called") == 1 and "Traceback" not in text, (
-        text
-    )
+    assert code == 4 and text.count("error: No file, folder or data set is called") == 1, text
 
 
 def test_a_process_that_is_killed_ends_the_run_with_its_last_word(tiny, data, tmp_path):

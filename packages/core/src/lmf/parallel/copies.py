@@ -60,6 +60,18 @@ class Copies:
         self.wrapped: nn.Module = self.learned
         self._begin(build)
 
+    @classmethod
+    def check(cls, sharing: Sharing, device: torch.device) -> None:
+        """Refuse what cannot share a model here, before anything is loaded.
+
+        Args:
+            sharing: How the model is to be shared.
+            device: Where this process computes.
+
+        Raises:
+            LmfError: A package is missing, or does not know what it is told.
+        """
+
     def _begin(self, build: Callable[[], torch.optim.Optimizer]) -> None:
         """Share the model, and make the optimizer and the updates."""
         self._wrap()

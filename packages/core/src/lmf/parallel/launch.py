@@ -85,6 +85,8 @@ def launch(arguments: Sequence[str], options: Launch) -> None:
             _tell(error, Path(folder), first)
         except (torch.distributed.DistError, TimeoutError) as error:
             raise LmfError(_not_met(options, error)) from None
+        finally:
+            del os.environ[FOLDER]  # it is for the processes
 
 
 def check_launch(arguments: Sequence[str], options: Launch) -> None:

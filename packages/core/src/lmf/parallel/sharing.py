@@ -56,6 +56,7 @@ def begin(plan: Plan, **options: Any) -> Accelerator:
     count = int(environ.get("WORLD_SIZE", "1"))
     if found.num_processes != count:
         raise LmfError(f"{count} processes were started, but accelerate sees {found.num_processes}; try lmf launch.")
+    kind_of(plan.sharing.way).check(plan.sharing, found.device)
     return found
 
 

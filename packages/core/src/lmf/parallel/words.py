@@ -14,7 +14,10 @@ LOST = "Another process of the run"  # how the error of a process begins that lo
 def say(words: str) -> None:
     """Leave a word on what this process does now; nowhere, where nobody reads it."""
     if folder := os.environ.get(FOLDER):
-        Path(folder, f"words-{os.environ.get('RANK', '0')}").write_text(f"{time.time()} {words}")
+        file = Path(folder, f"words-{os.environ.get('RANK', '0')}")
+        new = file.with_suffix(".new")  # whoever is stopped in the middle of this leaves the word before
+        new.write_text(f"{time.time()} {words}")
+        new.replace(file)
 
 
 def tell(error: str) -> None:

@@ -20,6 +20,7 @@ from ..encoding.encoder import IGNORED, Example
 from ..errors import ConfigError, LmfError, did_you_mean
 from ..models import inner
 from ..training.packing import Batch
+from .choice import Sharing
 from .copies import Copies, gathered
 from .pieces import Piece, Saved, State, groups_of
 from .zerofile import fill_zero
@@ -33,6 +34,15 @@ class Zero(Copies):
 
     stage: int
     lockstep = True
+
+    @classmethod
+    def check(cls, sharing: Sharing, device: torch.device) -> None:
+        known = _deepspeed(device).runtime.zero.config.DeepSpeedZeroConfig.model_fields
+        names = {*known, *(field.alias for field in known.values() if field.alias)}
+        for key in sharing.config.get("zero_optimization", {}):
+            if key not in names:
+                near = did_you_mean(key, names)
+                raise ConfigError(f"--deepspeed {sharing.file}: zero_optimization.{key} is no key of DeepSpeed.{near}")
 
     def _begin(self, build: Callable[[], torch.optim.Optimizer]) -> None:
         deepspeed = _deepspeed(self.processes.device)
@@ -48,7 +58,6 @@ class Zero(Copies):
             processes=self.processes.count,
         )
         self.low = config["bf16"]["enabled"]
-        _check_keys(deepspeed, config, self.sharing.file)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16 if self.low else torch.float32)
         self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -262,17 +271,3 @@ def _deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
-
-
-def _check_keys(deepspeed: Any, config: Mapping[str, Any], file: Any) -> None:
-    """Refuse a key of ``zero_optimization`` that DeepSpeed does not know.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    known = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
-    names = {*known, *(field.alias for field in known.values() if field.alias)}
-    for key in config["zero_optimization"]:
-        if key not in names:
-            near = did_you_mean(key, names)
-            raise ConfigError(f"--deepspeed {file}: zero_optimization.{key} is no key of DeepSpeed.{near}")
