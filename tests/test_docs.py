@@ -78,7 +78,7 @@ def test_the_plugins_of_the_page_load(environment):
         "acme-more": (
             None,
             {
-                "attention kernel": ["acme-flash"],
+                "kernel": ["acme-flash"],
                 "command": ["greet"],
                 "data format": ["faq"],
                 "data set": ["acme-faq"],

@@ -109,7 +109,8 @@ def test_a_flag_shows_the_help_and_the_default_of_its_setting(full, field):
     elif field.default in (None, ()):
         assert text == field.metadata["help"]
     else:
-        shown = {True: "yes", False: "no"}[field.default] if hint is bool else str(field.default)
+        several = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        shown = {True: "yes", False: "no"}[field.default] if hint is bool else several
         assert text == f"{field.metadata['help']} [default: {shown}]"
 
 

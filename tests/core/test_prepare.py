@@ -284,7 +284,7 @@ def test_a_given_kernel_is_used_on_padded_rows(tiny, data, tmp_path):
     values |= {"learning_rate": 1e-3, "dtype": "float32"}
     report = Notes()
     train(make_plan(plugins, "train", "full", make(RunSettings, values | {"attention": "plain"})), report)
-    assert any(note.startswith("examples are padded: --attention was given; ") for note in report.notes)
+    assert any(note.startswith("examples are padded: the kernel plain; ") for note in report.notes)
     packed = run(tiny, data, tmp_path / "packed", steps=2)
     ours, theirs = ([line["loss"] for line in log(output, "loss")] for output in (packed, tmp_path / "out"))
     assert ours == pytest.approx(theirs, rel=1e-5)

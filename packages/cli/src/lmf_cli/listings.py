@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from lmf import Plugins
+from lmf import Kernel, Plugins
 
 from .groups import application
 
@@ -32,6 +32,10 @@ def plugin_group(plugins: Plugins) -> typer.Typer:
             for p in plugins.installed
         ]
         table(["package", "version", "provides"], rows)
+        if plugins.kernels:
+            print()
+            kernels = [[kernel.name, kernel.part, kernel.summary, _runs(kernel)] for _, kernel in plugins.kernels.all()]
+            table(["kernel", "computes", "what it is", "here"], kernels)
 
     @app.command()
     def check() -> None:
@@ -68,6 +72,13 @@ def models(plugins: Plugins) -> Callable[..., None]:
         table(["family", "model types", "default template"], rows)
 
     return run
+
+
+def _runs(kernel: Kernel) -> str:
+    try:
+        return kernel.why_not() or "runs"
+    except Exception as error:  # of any type: it is a plugin's
+        return f"cannot tell: {type(error).__name__}: {error}"
 
 
 def _provides(provides: dict[str, list[str]]) -> str:

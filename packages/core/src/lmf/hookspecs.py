@@ -58,7 +58,7 @@ def lmf_optimizers() -> Iterable[Optimizer]:
 
 @hookspec
 def lmf_kernels() -> Iterable[Kernel]:
-    """Attention implementations: each becomes a choice of ``--attention``."""
+    """Faster parts of models: each becomes a choice of ``--kernels``, and of ``--attention`` if it is one."""
 
 
 @hookspec

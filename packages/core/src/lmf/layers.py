@@ -6,6 +6,8 @@ B the rows, H heads, N positions, D the size of a head.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +55,62 @@ def rotary(
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)  # pyright: ignore
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bounds: Sequence[int],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Return causal attention inside each of several documents that lie end to end; (N, H, D).
+
+    Args:
+        q: (N, H, D)
+        k: (N, K, D), where K divides H: so many heads share each of its heads.
+        v: The same as k.
+        bounds: Where the documents start and end: 0, the end of the first, ..., N.
+        scale: Factor of the scores; 1 / sqrt(D) by default.
+        window: Number of positions, itself included, that a token sees; all by default.
+        softcap: Bound of the scores: softcap * tanh(score / softcap).
+    """
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([attend(q, k, v, scale, 0.0, window, softcap)[0].transpose(0, 1) for q, k, v in parts])
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attend from the last positions, (1, heads, n, head size), to all of them."""
+    count, length = q.shape[2], k.shape[2]
+    plain = count in (1, length) and (window is None or window >= length)
+    if softcap is None and plain:
+        causal = count > 1
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scaling, enable_gqa=True)
+    ones = torch.ones(count, length, dtype=torch.bool, device=q.device)
+    seen = ones.tril(length - count)
+    if window is not None:
+        seen &= ones.triu(length - count + 1 - window)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=True)
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, -torch.inf)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 class _RMSNorm(torch.autograd.Function):

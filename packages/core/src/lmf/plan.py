@@ -49,7 +49,7 @@ class Plan:
         origins: For each setting, where its value came from: ``default``, ``flag`` or a file.
         model: Where the base model is.
         template: The template that was asked for, or the checkpoint's; None for the tokenizer's own.
-        kernel: The attention kernel that was asked for.
+        kernels: The kernels to compute parts of the model with, by the names of the parts.
         optimizer: The optimizer.
         data: The training records.
         held_out: The records to measure the loss on; empty without ``--eval-data``.
@@ -67,13 +67,18 @@ class Plan:
     origins: Mapping[str, str]
     model: Source
     template: AnyTemplate | None
-    kernel: Kernel | None
+    kernels: Mapping[str, Kernel]
     optimizer: Optimizer
     data: Data
     held_out: Data
     tasks: tuple[Items, ...] = ()
     stream: RecordStream | None
     sharing: Sharing = ONE
+
+    def asked(self, kernel: Kernel) -> bool:
+        """Tell whether a kernel was asked for by its name."""
+        named = {self.settings.attention, *self.settings.kernels}
+        return kernel.name in {name and name.rpartition(":")[2] for name in named}
 
     def having(self, **settings: Any) -> Plan:
         """Return the same run with other settings."""
@@ -138,10 +143,9 @@ def make_plan(
         origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}
     template = named_template(settings.template, plugins)
     optimizer = plugins.optimizers[settings.optimizer]
-    kernel = plugins.kernels[settings.attention] if settings.attention else None
-    for asked, part in (("optimizer", optimizer), ("attention", kernel)):
-        if part and (reason := part.why_not()):
-            raise LmfError(f"--{asked} {part.name} cannot run here: {reason}.")
+    if reason := optimizer.why_not():
+        raise LmfError(f"--optimizer {optimizer.name} cannot run here: {reason}.")
+    kernels = _kernels(settings, plugins)
     for tracker in settings.log:
         if tracker not in TRACKERS:
             raise ConfigError(
@@ -177,7 +181,7 @@ def make_plan(
         origins=origins or {},
         model=model,
         template=template,
-        kernel=kernel,
+        kernels=kernels,
         optimizer=optimizer,
         data=data,
         held_out=held_out,
@@ -187,6 +191,29 @@ def make_plan(
     )
     check_output(plan)
     return plan
+
+
+def _kernels(settings: RunSettings, plugins: Plugins) -> dict[str, Kernel]:
+    """Return the kernels of a run by the names of the parts that they compute."""
+    names = settings.kernels
+    if len(names) > 1 and {"auto", "none"} & set(names):
+        raise ConfigError(f"--kernels {','.join(names)}: give auto or none alone, or names.")
+    found: dict[str, Kernel] = {}
+    if names == ("auto",):
+        for _, kernel in plugins.kernels.all():
+            if kernel.automatic and kernel.part not in found and kernel.why_not() is None:
+                found[kernel.part] = kernel
+    given = [("kernels", name) for name in names if name not in ("auto", "none")]
+    asked: dict[str, Kernel] = {}
+    for flag_, name in [*given, *([("attention", settings.attention)] if settings.attention else [])]:
+        kernel = plugins.kernels[name]
+        if flag_ == "attention" and kernel.part != "attention":
+            raise ConfigError(f"--attention {name}: that kernel computes {kernel.part}; give it to --kernels.")
+        if asked.setdefault(kernel.part, kernel) is not kernel:
+            raise ConfigError(f"Two kernels for {kernel.part}: {asked[kernel.part].name} and {name}; give one of them.")
+        if reason := kernel.why_not():
+            raise LmfError(f"--{flag_} {name} cannot run here: {reason}.")
+    return found | asked
 
 
 def _started_or_continued(settings: RunSettings) -> RunSettings:

@@ -152,7 +152,7 @@ class Plugins:
         self.objectives = Registry("objective", Objective)
         self.methods = Registry("tuning method", TuningMethod)
         self.optimizers = Registry("optimizer", Optimizer)
-        self.kernels = Registry("attention kernel", Kernel)
+        self.kernels = Registry("kernel", Kernel)
         self.formats = Registry("data format", DataFormat)
         self.datasets = Registry("data set", DataSet)
         self.tasks = Registry("eval task", EvalTask)

@@ -86,7 +86,10 @@ class RunSettings:
 
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision; bfloat16 where the hardware has it.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
-    attention: str | None = option(None, "Attention kernel; the fastest exact one by default.")
+    attention: str | None = option(None, "Kernel for attention; by default as --kernels says.")
+    kernels: tuple[str, ...] = option(
+        ("auto",), "Kernels for parts of the model: auto, those that can run here; none; or names.", commas=True
+    )
     seed: int = option(0, "Seed of every random choice.", min=0, max=2**32 - 1)
 
     parallel: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .config import check_declaration
 from .conversation import Content, Kind, Record
@@ -215,19 +215,26 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """An implementation of attention.
+    """A faster way to compute a part of a model.
 
     Attributes:
-        name: The name in ``--attention NAME``.
+        name: The name in ``--kernels NAME``, or in ``--attention NAME``.
         summary: One line for ``lmf plugins``.
         why_not: Why it cannot run on this machine, or None if it can.
-        load: Imports it and returns the name to give to transformers.
+        load: Imports it and returns a function with the arguments and the result of the plain one that has the name of
+            the part: ``lmf.layers.rms_norm``, ``glu`` and ``rotary``, ``lmf.losses.linear_cross_entropy``,
+            ``lmf.layers.attention``. Of attention it may also return the name of an implementation that transformers
+            knows; that one gets padded rows. On a device that it is not for, the function calls the plain one.
+        part: What it computes.
+        automatic: Whether ``--kernels auto`` takes it, if it is the first of its part that can run.
     """
 
     name: str
     summary: str
     why_not: Callable[[], str | None]
-    load: Callable[[], str]
+    load: Callable[[], Any]
+    part: Literal["attention", "rms_norm", "glu", "rotary", "linear_cross_entropy"] = "attention"
+    automatic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from .conversation import Conversation
 from .errors import DataError, LmfError
 from .evaluate.task import Chosen, EvalTask, Outcome, Problem, Written
 from .plugins import Plugins
-from .specs import ModelSpec, Objective, Record, TuningMethod
+from .specs import Kernel, ModelSpec, Objective, Record, TuningMethod
 from .templates.jinja import AnyTemplate, JinjaTemplate
 from .templates.sandbox import DATE
 from .templates.template import Message, Template
@@ -468,6 +469,47 @@ def check_objective(objective: Objective, records: Iterable[Record], template: T
     for what, loss in (("one by one", alone), ("packed", packed)):
         close = math.isclose(padded, loss, rel_tol=1e-5)
         assert close, f"{name}: the loss is {padded} in one padded batch, but {loss} {what}"
+
+
+def check_kernel(kernel: Kernel, device: str = "cpu") -> None:
+    """In float32, float16 and bfloat16, for models of several sizes, a kernel gives what the definition of its part
+    gives in float64, with every gradient, and the same bits again. An implementation of attention that transformers
+    knows by a name is one that it knows.
+
+    Args:
+        kernel: The kernel; it must be able to run here.
+        device: Where to run it.
+    """
+    import torch
+
+    from .training.parts import ALLOWED, PLAIN, differences, trial
+
+    name, reason = kernel.name, kernel.why_not()
+    assert reason is None, f"{name}: it cannot run here: {reason}"
+    function = kernel.load()
+    if isinstance(function, str):
+        from transformers import AttentionInterface
+
+        assert kernel.part == "attention", f"{name}: of {kernel.part}, load must return a function"
+        assert function in AttentionInterface().valid_keys(), f"{name}: transformers knows no attention {function!r}"
+        return
+    for dtype, (heads, shared, size) in itertools.product(ALLOWED, ((1, 1, 64), (6, 2, 64), (4, 4, 128))):
+        config = SimpleNamespace(
+            hidden_size=heads * size + 32,
+            intermediate_size=3 * size + 2,
+            num_attention_heads=heads,
+            num_key_value_heads=shared,
+            head_dim=size,
+            vocab_size=301,
+        )
+        config.get_text_config = lambda config=config: config
+        inputs, more = trial(kernel.part, config, dtype, torch.device(device))
+        plain = getattr(PLAIN, kernel.part)
+        found = differences(function, plain, inputs, more, torch.float64)
+        what = f"{name}, {dtype}, {heads} heads of {size}"
+        assert max(found.values()) <= ALLOWED[dtype], f"{what}: off by {found}; {ALLOWED[dtype]:.0e} is allowed"
+        again = differences(function, function, inputs, more)
+        assert not any(again.values()), f"{what}: called again, it gives something else: {again}"
 
 
 def check_task(task: EvalTask, folder: Path, plugins: Plugins | None = None) -> None:

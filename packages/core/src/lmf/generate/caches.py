@@ -315,7 +315,7 @@ def runner_for(model: nn.Module) -> Runner:
     """
     base: Any = inner(model)
     usual = base.config._attn_implementation
-    if usual == packing.ATTENTION:  # in the middle of training
+    if usual.startswith(packing.ATTENTION):  # in the middle of training
         usual = _own_attention(base)
     with torch.no_grad():
         ids = [number % base.get_input_embeddings().num_embeddings for number in range(1, 8)]

@@ -1,12 +1,14 @@
-"""Exchange the parts of a model for those of ``lmf.layers``, where they compute the same.
+"""Exchange the parts of a model for those of ``lmf.layers``, or for kernels, where they compute the same.
 
 What a part is, is seen from its class and members and then tried on a few numbers. A part keeps its weights, its
-name and its type: only its class is replaced by a subclass with another ``forward``.
+name and its type: only its class is replaced by a subclass with another ``forward``, and ``undo`` takes that back.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -15,63 +17,79 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from ..layers import glu, rms_norm, rotary
+from .. import layers
+from .parts import PLAIN, Parts
 
 ROTARY = "apply_rotary_pos_emb"  # what transformers calls it in every family
 ACTIVATIONS = ("silu", "gelu")
 
 
-def lean(model: nn.Module) -> None:
-    """Exchange what can be exchanged, before a method changes the model."""
+def lean(model: nn.Module, parts: Parts = PLAIN) -> Counter[str]:
+    """Exchange what can be exchanged, before a method changes the model.
+
+    Returns:
+        How many modules now compute each part, by its name.
+    """
+    count: Counter[str] = Counter()
     for module in model.modules():
-        for kind in (_norm, _mlp, _attention):
-            forward = kind(module)
+        for name, kind in (("rms_norm", _norm), ("glu", _mlp), ("rotary", _attention)):
+            forward = kind(module, getattr(parts, name))
             if forward:
                 module.__class__ = _subclass(type(module), forward)
+                count[name] += 1
                 break
+    return count
+
+
+def undo(model: nn.Module) -> None:
+    """Take back what ``lean`` has exchanged."""
+    for module in model.modules():
+        if own := getattr(type(module), _OWN, None):
+            module.__class__ = own
+
+
+_OWN = "_lmf_own_class"
 
 
 @functools.cache
 def _subclass(base: type, forward: Callable[..., Any]) -> type:
-    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__, _OWN: base})
 
 
-def _norm(module: Any) -> Callable[..., Any] | None:
+def _norm(module: Any, rms_norm: Callable[..., Any]) -> Callable[..., Any] | None:
     if not type(module).__name__.endswith("RMSNorm") or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
-    for forward in (_NORMS[key] for key in _NORMS if hasattr(module, key[0])):
-        if _agree(module, forward, module.weight.shape[-1], module.weight):
+    for eps, offset in itertools.product(("variance_epsilon", "eps"), (False, True)):
+        forward = _norm_forward(eps, offset, rms_norm)
+        if hasattr(module, eps) and _agree(module, forward, module.weight.shape[-1], module.weight):
             return forward
     return None
 
 
-def _norm_forward(eps: str, offset: bool) -> Callable[..., Any]:
+@functools.cache
+def _norm_forward(eps: str, offset: bool, rms_norm: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, getattr(self, eps), offset=offset)
 
     return forward
 
 
-_NORMS = {(eps, offset): _norm_forward(eps, offset) for eps in ("variance_epsilon", "eps") for offset in (False, True)}
-
-
-def _mlp(module: Any) -> Callable[..., Any] | None:
+def _mlp(module: Any, glu: Callable[..., Any]) -> Callable[..., Any] | None:
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
         return None
-    for forward in _MLPS.values():
+    for activation in ACTIVATIONS:
+        forward = _mlp_forward(activation, glu)
         if hasattr(module, "act_fn") and _agree(module, forward, module.gate_proj.in_features, module.up_proj.weight):
             return forward
     return None
 
 
-def _mlp_forward(activation: str) -> Callable[..., Any]:
+@functools.cache
+def _mlp_forward(activation: str, glu: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), activation))
 
     return forward
-
-
-_MLPS = {activation: _mlp_forward(activation) for activation in ACTIVATIONS}
 
 
 def _agree(module: nn.Module, forward: Callable[..., Any], width: int, weight: torch.Tensor) -> bool:
@@ -88,15 +106,15 @@ def _agree(module: nn.Module, forward: Callable[..., Any], width: int, weight: t
     return own.dtype == other.dtype and bool(own.any() and (own - other).abs().max() <= allowed)  # zeros tell nothing
 
 
-def _attention(module: nn.Module) -> Callable[..., Any] | None:
+def _attention(module: nn.Module, rotary: Callable[..., Any]) -> Callable[..., Any] | None:
     forward = type(module).forward
     if isinstance(forward, FunctionType) and ROTARY in forward.__code__.co_names:
-        return _turning(forward)
+        return _turning(forward, rotary)
     return None
 
 
 @functools.cache
-def _turning(forward: FunctionType) -> Callable[..., Any] | None:
+def _turning(forward: FunctionType, rotary: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return the ``forward`` of an attention layer with our rotation for its own, or None if they differ."""
     names = forward.__globals__
     with unset_fake_temporarily():  # a rotation has no weights and can be tried in a forecast too
@@ -119,7 +137,7 @@ def _turns_alike(own: Callable[..., Any]) -> bool:
             theirs = own(q, k, angle.cos(), angle.sin())
         except (TypeError, ValueError, RuntimeError):  # it takes other arguments, or only whole heads
             return width == 4
-        ours = rotary(q, k, angle.cos(), angle.sin())
+        ours = layers.rotary(q, k, angle.cos(), angle.sin())
         if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-6) for a, b in zip(theirs, ours, strict=True)):
             return False
     return True

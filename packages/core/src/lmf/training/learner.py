@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,9 @@ from ..sources import Source, family
 from ..specs import ModelSpec, Tuner
 from . import packing
 from .lean import lean
+from .loss import find_head, use_loss
 from .packing import Batch
+from .parts import PLAIN, Parts, load_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +124,11 @@ def load_learner(
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
     _check_length(config, material)
+    parts = load_parts(plan.kernels, plan.asked, config, compute_dtype(settings.dtype, device), device, report)
     model: Any = load_model(
         source or plan.model,
         stored_dtype(plan, device),
-        attention=plan.kernel.load() if plan.kernel else None,
+        attention=_padded(parts),
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
     )
@@ -140,11 +143,11 @@ def load_learner(
         names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
         report.note(f"the base model never learned {names}: their embeddings are trained too")
     _set_stops(model, material)
-    learner = replace(_prepared(plan, model, spec, tuner, new, device), base=base)
+    learner = replace(_prepared(plan, model, spec, tuner, new, device, parts, report), base=base)
     if settled:
         learner.settle(device)
     if not learner.packed:
-        why = "--attention was given" if plan.kernel else "this architecture cannot be packed"
+        why = f"the kernel {parts.kernels['attention']}" if _padded(parts) else "this architecture cannot be packed"
         if isinstance(material.train, Examples):
             share = padding_share(material.train, settings.batch_size, settings.micro_batch_tokens, settings.seed)
             learner = replace(learner, padding=share)
@@ -177,13 +180,15 @@ def blank_learner(plan: Plan, device: torch.device, rows: int = 0, new: Sequence
     config = load_config(plan.model, trust)
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
-    options: dict[str, Any] = {"attn_implementation": plan.kernel.load()} if plan.kernel else {}
+    named = {part: kernel for part, kernel in plan.kernels.items() if part == "attention" and plan.asked(kernel)}
+    padded = _padded(Parts(**{part: kernel.load() for part, kernel in named.items()}))  # others have the plain shapes
+    options: dict[str, Any] = {"attn_implementation": padded} if padded else {}
     dtype = stored_dtype(plan, device) or (torch.float32 if plan.model.gguf else config.dtype)
     with device:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust, **options)
     if rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)  # their mean is nothing without values
-    learner = _prepared(plan, model, spec, tuner, new, device)
+    learner = _prepared(plan, model, spec, tuner, new, device, replace(PLAIN, attention=padded or PLAIN.attention))
     learner.settle(device)
     return learner
 
@@ -200,24 +205,42 @@ def stored_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
     return torch.float32 if compute == torch.float32 else None
 
 
+def _padded(parts: Parts) -> str | None:
+    """Return the name of an implementation of attention that wants padded rows; None if ours is used."""
+    return parts.attention if isinstance(parts.attention, str) else None
+
+
 def _prepared(
-    plan: Plan, model: Any, spec: ModelSpec, tuner: Tuner, new: Sequence[int], device: torch.device
+    plan: Plan,
+    model: Any,
+    spec: ModelSpec,
+    tuner: Tuner,
+    new: Sequence[int],
+    device: torch.device,
+    parts: Parts,
+    report: Reporter | None = None,
 ) -> Learner:
     """Make a model ready for the loop, on the device where it is.
 
     Raises:
-        LmfError: The method cannot work with this model.
+        LmfError: The method cannot work with this model, or a kernel that was asked for has nothing to do in it.
     """
     settings = plan.settings
     compute = compute_dtype(settings.dtype, device)
-    packed = plan.kernel is None and packing.packable(model)
+    packed = not _padded(parts) and packing.packable(model)
     if packed:
-        model.set_attn_implementation(packing.ATTENTION)
+        model.set_attn_implementation(packing.attention_by(parts))
     if settings.gradient_checkpointing:
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    lean(model)
+    done = lean(model, parts)
+    done["attention"] += packed or bool(_padded(parts))
+    if "linear_cross_entropy" in parts.kernels:
+        done["linear_cross_entropy"] += find_head(model, packed) is not None
+        use_loss(model, parts.linear_cross_entropy)
+    if report:
+        _check_used(plan, parts, done, report)
     model = tuner.prepare(model, new)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
@@ -230,6 +253,19 @@ def _prepared(
         compute=compute,
         new_tokens=tuple(new),
     )
+
+
+def _check_used(plan: Plan, parts: Parts, done: Mapping[str, int], report: Reporter) -> None:
+    """Say which kernels are used, and refuse those that were asked for and have nothing to do."""
+    for part, name in parts.kernels.items():
+        if not done[part]:
+            if plan.asked(plan.kernels[part]):
+                raise ConfigError(
+                    f"The kernel {name} computes {part}, and this model has no part that is known as one."
+                )
+            report.note(f"the kernel {name} is not used: this model has no part that is known as {part}")
+    if used := [f"{name} ({part})" for part, name in parts.kernels.items() if done[part]]:
+        report.note(f"kernels: {', '.join(used)}")
 
 
 def _check_length(config: Any, material: Material) -> None:

@@ -14,16 +14,18 @@ import bisect
 import inspect
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..encoding.encoder import IGNORED, Example
+from ..layers import attend
+from .parts import Parts
 
 ATTENTION = "lmf_packed"
 
@@ -197,6 +199,7 @@ def attention(
     softcap: float | None = None,
     bounds: Sequence[int] = (),
     caches: Sequence[Any] = (),
+    kernel: Callable[..., torch.Tensor] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each packed example: one call an example, no N x N mask.
@@ -214,11 +217,15 @@ def attention(
         bounds: Where the examples start and end: 0, the end of the first, ..., N.
         caches: For each example what adds its keys and values to those of earlier tokens and returns all
             (``lmf.generate.caches.Cache``); none in training.
+        kernel: What computes it where there are neither caches nor dropout; ``lmf.layers.attention`` is its definition.
 
     Returns:
         (1, N, heads, head size), and no weights.
     """
     assert bounds and attention_mask is None
+    if kernel and not caches and not dropout:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return kernel(q, k, v, bounds, scale=scaling, window=sliding_window, softcap=softcap)[None], None
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     outputs = []
     # split, not sliced: the gradient of a slice is as large as what it was cut from
@@ -227,37 +234,19 @@ def attention(
             k, v = caches[number].extend(module.layer_idx, k, v)
         if sliding_window is not None:  # what no query sees
             k, v = (x[:, :, -(sliding_window + q.shape[2] - 1) :] for x in (k, v))
-        outputs.append(_attend(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2))
+        outputs.append(attend(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
 
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Attend from the last positions, (1, heads, n, head size), to all of them."""
-    count, length = q.shape[2], k.shape[2]
-    plain = count in (1, length) and (window is None or window >= length)
-    if softcap is None and plain:
-        causal = count > 1
-        return F.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scaling, enable_gqa=True)
-    ones = torch.ones(count, length, dtype=torch.bool, device=q.device)
-    seen = ones.tril(length - count)
-    if window is not None:
-        seen &= ones.triu(length - count + 1 - window)
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling, enable_gqa=True)
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, -torch.inf)
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return F.dropout(weights, dropout) @ v
+def attention_by(parts: Parts) -> str:
+    """Return the name by which transformers knows ``attention`` as these parts compute it."""
+    if "attention" not in parts.kernels:
+        return ATTENTION
+    assert callable(parts.attention), "this one wants padded rows"
+    name = f"{ATTENTION}_{parts.kernels['attention']}"
+    AttentionInterface.register(name, partial(attention, kernel=parts.attention))
+    AttentionMaskInterface.register(name, _no_mask)
+    return name
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
