@@ -9,8 +9,9 @@ from lmf import Kernel, hookimpl
 
 from .device import interpreted, why_not
 
-MODULES = ("rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
+MODULES = ("attention", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
 PARTS = {
+    "attention": ("lmf", "Causal attention within packed documents (FlashAttention-2)."),
     "rms_norm": ("lmf-rms-norm", "RMS norm, in one pass over a row."),
     "glu": ("lmf-glu", "SwiGLU and GeGLU, which keep nothing but their arguments."),
     "rotary": ("lmf-rotary", "Rotary positions of all heads of a token at once."),

@@ -208,8 +208,8 @@ def _keep(m, M, SCALES, CODE, start, left, BLOCK: tl.constexpr, SHARED: tl.const
     tl.store(M + start + at, m, mask=at < left)
 
 
-def variants() -> list[Any]:
-    """Return what ``lmf_kernels.compiling`` is to compile."""
+def variants(architecture: int) -> list[Any]:
+    """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
     weights = {"bf16 and remainder": {"W": "*i16", "REMAINDER": "*i16"}, "fp32": {"W": "*fp32"}}

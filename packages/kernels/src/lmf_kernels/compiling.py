@@ -19,7 +19,6 @@ from triton.compiler import ASTSource
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _TYPE = re.compile(r"\*?(bf16|fp16|fp32|fp64|[iu]8|[iu]16|i32|i64)(:16)?")
-ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,8 +249,8 @@ def _bounded(x, scale, softcap):
     return x, bent
 
 
-def variants() -> list[Any]:
-    """Return what ``lmf_kernels.compiling`` is to compile."""
+def variants(architecture: int) -> list[Any]:
+    """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
     plain = {"W": None, "softcap": None, "SMOOTHED": False, "GRADIENT": True}

@@ -99,8 +99,8 @@ def _backward(G, GATE, UP, DGATE, DUP, count, SILU: tl.constexpr, BLOCK: tl.cons
     tl.store(DUP + at, (g * value).to(DUP.dtype.element_ty), mask=inside)
 
 
-def variants() -> list[Any]:
-    """Return what ``lmf_kernels.compiling`` is to compile."""
+def variants(architecture: int) -> list[Any]:
+    """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
     found = []

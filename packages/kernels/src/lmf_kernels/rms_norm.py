@@ -109,8 +109,8 @@ def _backward(G, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.constexpr
     tl.store(DW + program * d + at, to_weight, mask=inside)
 
 
-def variants() -> list[Any]:
-    """Return what ``lmf_kernels.compiling`` is to compile."""
+def variants(architecture: int) -> list[Any]:
+    """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
     found = []

@@ -116,8 +116,8 @@ def _turn(
         tl.store(y_at + more, tl.load(x_at + more, mask=left, other=0.0).to(Y.dtype.element_ty), mask=left)
 
 
-def variants() -> list[Any]:
-    """Return what ``lmf_kernels.compiling`` is to compile."""
+def variants(architecture: int) -> list[Any]:
+    """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
     found = []

@@ -224,7 +224,9 @@ def attention(
     """
     assert bounds and attention_mask is None
     if kernel and not caches and not dropout:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        device = query.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
         return kernel(q, k, v, bounds, scale=scaling, window=sliding_window, softcap=softcap)[None], None
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     outputs = []
