@@ -20,7 +20,9 @@ VARIANTS = {
     "weights": {"weights": True},
     "scale": {"scale": 0.25},
     "softcap": {"softcap": 2.0},
-    "all": {"bias": True, "weights": True, "scale": 0.5, "softcap": 3.0},
+    "smoothing": {"smoothing": 0.1},
+    "z_loss": {"z_loss": 1e-2},
+    "all": {"bias": True, "weights": True, "scale": 0.5, "softcap": 3.0, "smoothing": 0.3, "z_loss": 0.1},
 }
 
 
@@ -34,17 +36,38 @@ def tensors(variant, dtype=torch.float32):
     return differentiable, torch.randint(0, V, (K,)), weights
 
 
-def reference(given, targets, weights, scale=1.0, softcap=None):
+def reference(given, targets, weights, scale=1.0, softcap=None, smoothing=0.0, z_loss=0.0):
     """The loss as its definition says, from all logits at once."""
     logits = scale * F.linear(given["hidden"], given["weight"], given.get("bias"))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    losses = F.cross_entropy(logits, targets, reduction="none")
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    losses = losses + z_loss * logits.logsumexp(1) ** 2
     return (losses if weights is None else losses * weights).sum()
 
 
 def numbers(variant):
-    return {name: variant[name] for name in ("scale", "softcap") if name in variant}
+    return {name: variant[name] for name in ("scale", "softcap", "smoothing", "z_loss") if name in variant}
+
+
+def test_where_no_gradient_is_wanted_none_is_made():
+    given, targets, _ = tensors({})
+    with torch.no_grad(), Products() as made:
+        loss = linear_cross_entropy(**given, targets=targets)
+    assert made.count == 1 and not loss.requires_grad
+    with Products() as made:
+        linear_cross_entropy(**given, targets=targets)
+    assert made.count == 3
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in ("aten::mm", "aten::addmm", "aten::addmm_")
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("chunk", [1, 5 * V, V * K, None], ids=lambda chunk: f"chunk {chunk}")

@@ -24,6 +24,8 @@ def linear_cross_entropy(
     scale: float = 1.0,
     softcap: float | None = None,
     chunk: int | None = None,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> torch.Tensor:
     """Return the weighted sum of the negative log-likelihoods of the targets in nats, a scalar.
 
@@ -41,13 +43,17 @@ def linear_cross_entropy(
         scale: What the logits are multiplied by.
         softcap: Bound of the logits; none by default.
         chunk: Most elements of logits that exist at a time; by default what the device works on well.
+        smoothing: Share of the likelihood that is spread over the vocabulary (arXiv:1512.00567, section 7).
+        z_loss: Factor of the squared logsumexp that is added for each prediction (PaLM, arXiv:2204.02311, section 5).
     """
     if chunk is None:
         chunk = _elements(hidden.device)
     rows = max(1, chunk // weight.shape[0])
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, scale, softcap, rows, compute)  # pyright: ignore
+    numbers = (scale, softcap, smoothing, z_loss)
+    learns = torch.is_grad_enabled()  # autograd tells which inputs need gradients, not whether any are wanted
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, numbers, rows, compute, learns)  # pyright: ignore
 
 
 @torch.no_grad()
@@ -102,13 +108,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         weights: torch.Tensor | None,
-        scale: float,
-        softcap: float | None,
+        numbers: tuple[float, float | None, float, float],
         rows: int,
         compute: torch.dtype,
+        learns: bool,
     ) -> torch.Tensor:
         """Return the loss, and keep the gradients of hidden, weight and bias, as far as they are needed."""
-        needed = ctx.needs_input_grad[:3]
+        scale, softcap, smoothing, z_loss = numbers
+        needed = [learns and need for need in ctx.needs_input_grad[:3]]
         inputs = (hidden, weight, bias)
         by_hidden, by_weight, by_bias = gradients = [
             torch.zeros_like(each) if need and each is not None else None
@@ -127,13 +134,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     logits = logits.div_(softcap).tanh_().mul_(softcap)
                 likely = F.log_softmax(logits, 1)
-                losses = -likely.gather(1, ids)
+                losses = -likely.gather(1, ids) * (1 - smoothing)
+                if smoothing:
+                    losses -= likely.mean(1, keepdim=True) * smoothing
+                spread = logits.logsumexp(1, keepdim=True) if z_loss else None
+                if spread is not None:
+                    losses += z_loss * spread.square()
                 counted = None if weights is None else weights[part, None].to(wide)
                 total += losses.sum() if counted is None else (losses * counted).sum()
                 if not any(needed):
                     continue
                 slope = likely.exp_()  # of the loss by the logits: the probabilities, less 1 at the target
-                slope.scatter_add_(1, ids, torch.full_like(losses, -1.0))
+                if spread is not None:
+                    slope *= 1 + 2 * z_loss * spread
+                if smoothing:
+                    slope -= smoothing / logits.shape[1]
+                slope.scatter_add_(1, ids, torch.full_like(losses, smoothing - 1))
                 if counted is not None:
                     slope *= counted
                 if softcap is not None:

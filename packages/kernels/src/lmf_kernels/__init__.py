@@ -7,7 +7,7 @@ from typing import Any
 
 from lmf import Kernel, hookimpl
 
-from .device import interpreted, why_not
+from .device import interpreted, why_not, why_not_flash_attn, why_not_torch
 
 MODULES = ("attention", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
 PARTS = {
@@ -34,6 +34,19 @@ def lmf_kernels() -> list[Kernel]:
             automatic=not interpreted(),  # the interpreter is for tests: a hundred thousand times as slow
         )
         for part, (name, summary) in PARTS.items()
+    ] + [
+        Kernel(
+            name="flash-attn",
+            summary="Attention by the package flash-attn.",
+            why_not=why_not_flash_attn,
+            load=lambda: import_module(f"{__name__}.providers").load_flash_attn(),
+        ),
+        Kernel(
+            name="torch-varlen",
+            summary="Attention by torch.nn.attention.varlen, which has no softcap.",
+            why_not=why_not_torch,
+            load=lambda: import_module(f"{__name__}.providers").load_torch(),
+        ),
     ]
 
 

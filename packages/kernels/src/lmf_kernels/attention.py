@@ -9,7 +9,7 @@ The gradients of keys and those of queries are made by a kernel each, without at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from triton import knobs
 
 from . import attention_triton
-from .tensors import plain
+from .tensors import on_device, plain
 
 if TYPE_CHECKING:
     from .compiling import Variant
@@ -94,7 +94,7 @@ def attention(
     if not isinstance(bounds, torch.Tensor):
         if plain(q, k, v):
             return layers.attention(q, k, v, bounds, scale=scale, window=window, softcap=softcap)
-        bounds = _on_device(tuple(bounds), q.device)
+        bounds = on_device(tuple(bounds), q.device)
     _check(q, k, v, bounds, scale, window, softcap)
     q, k, v = (_rows(x) for x in (q, k, v))
     options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap)
@@ -114,11 +114,6 @@ def check_bounds(bounds: torch.Tensor, count: int) -> None:
     fall = next((i for i in range(1, len(values)) if values[i] < values[i - 1]), None)
     if fall is not None:
         raise ValueError(f"bounds must not fall, as they do from {values[fall - 1]} to {values[fall]} at {fall}")
-
-
-@lru_cache(4)  # all layers of a model get the same
-def _on_device(bounds: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
 
 
 class _Options(NamedTuple):

@@ -39,7 +39,7 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Return the weighted sum of the negative log-likelihoods of the targets in nats, a float32 scalar.
 
-    It is ``lmf.losses.linear_cross_entropy`` with two more terms. Logits, and the gradients by them, are in the
+    It is ``lmf.losses.linear_cross_entropy``. Logits, and the gradients by them, are in the
     precision in which matrices are multiplied; what is between is float32. The gradients of ``hidden``, ``weight``
     and ``bias`` are made in the forward pass. A target outside the vocabulary makes the loss NaN on a GPU, because
     to look for it would wait for the GPU.
@@ -60,11 +60,8 @@ def linear_cross_entropy(
         ValueError: Shapes, precisions, devices or numbers do not fit.
     """
     if plain(hidden, weight, targets):
-        if smoothing or z_loss:
-            raise ValueError("smoothing and z_loss are of the kernel alone, which needs a GPU.")
-        return losses.linear_cross_entropy(
-            hidden, weight, targets, bias=bias, weights=weights, scale=scale, softcap=softcap, chunk=chunk
-        )
+        options: dict[str, Any] = {"bias": bias, "weights": weights, "scale": scale, "softcap": softcap, "chunk": chunk}
+        return losses.linear_cross_entropy(hidden, weight, targets, **options, smoothing=smoothing, z_loss=z_loss)
     device = hidden.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     check_dtypes("linear_cross_entropy", hidden[:0].to(compute), weight)
