@@ -94,7 +94,7 @@ def plan(shape: Shape, folder: Path, method: str, options: Mapping[str, Any], **
         origins={},
         model=Source(str(folder), str(folder)),
         template=None,
-        kernel=None,
+        kernels={},
         optimizer=plugins.optimizers[made.optimizer],
         data=Data(Records(), []),
         held_out=Data(Records(), []),
