@@ -17,6 +17,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
@@ -46,9 +47,7 @@ def rows_of(module: str, architecture: int, only: str) -> dict[str, dict[str, An
     for variant in import_module(f"lmf_kernels.{module}").variants(architecture):
         name = f"{variant.name} sm{architecture}"
         if only in name:
-            taken = compiled(variant, architecture)
-            row = {"registers": taken.registers, "shared": taken.shared, "spills": taken.spills}
-            found[name] = row | {"matrix": dict(taken.matrix)}
+            found[name] = asdict(compiled(variant, architecture))
     return found
 
 

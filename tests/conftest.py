@@ -9,9 +9,7 @@ from distributions import pip_install
 ROOT = Path(__file__).parents[1]
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LMF_CACHE": str(ROOT / ".cache")}
-os.environ["TRITON_INTERPRET"] = (
-    "1"  # kernels run on the CPU, where a test asks for them; nobody has imported Triton yet
-)
+os.environ["TRITON_INTERPRET"] = "1"  # kernels that a test asks for run on the CPU; Triton is not imported yet
 for variable in ("LMF_PLUGINS", "LMF_DISABLE_PLUGINS", "LMF_TRACE"):  # what the caller set must not decide a test
     os.environ.pop(variable, None)
 

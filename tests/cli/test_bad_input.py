@@ -140,7 +140,7 @@ def test_data_that_are_not_there(folder, name, told):
     [
         ("--template chatlm", "No template is called 'chatlm'. Did you mean 'chatml'?\nInstalled: alpaca, "),
         ("--optimizer adamww", "No optimizer is called 'adamww'. Did you mean 'adamw'?\nInstalled: adamw"),
-        ("--attention flash-attn", "No kernel is called 'flash-attn'."),
+        ("--attention flash-atn", "No kernel is called 'flash-atn'."),
         ("--log tensorbord", "--log tensorbord: no such tracker. Did you mean 'tensorboard'? Trackers: tensorboard"),
         ("--schedule cosin", "--schedule is 'cosin'; it must be one of linear, cosine, constant. Did you mean 'cosin"),
         ("--dtype float16", "--dtype is 'float16'; it must be one of auto, float32, bfloat16. Did you mean 'bfloat16'"),

@@ -29,8 +29,7 @@ class Variant:
         name: What tells it from the others, as ``rms_norm forward bf16 4096``.
         kernel: A function of ``triton.jit``.
         arguments: The type of each argument as Triton writes it (``*bf16``, ``fp32``, ``i32``; ``i32:16`` for a
-            multiple of 16, as pointers are), or its value, where it is a ``tl.constexpr``; in the order of the
-            function's.
+            multiple of 16, as pointers are), or its value, where it is a ``tl.constexpr``.
         warps: Warps of a program.
         stages: Depth of the pipeline of loads.
     """
@@ -65,8 +64,7 @@ def compiled(variant: Variant, architecture: int) -> Resources:
     Raises:
         triton.CompilationError: Triton cannot compile it.
     """
-    given = variant.arguments
-    names = list(given)
+    given, names = variant.arguments, variant.kernel.arg_names
     typed = {name: value for name, value in given.items() if _TYPE.fullmatch(str(value)) and isinstance(value, str)}
     types = {name: typed.get(name, "constexpr").removesuffix(":16") for name in names}
     values = {(names.index(name),): value for name, value in given.items() if name not in typed}

@@ -128,7 +128,6 @@ def variants(architecture: int) -> list[Any]:
             arguments |= {"positions": "i32", "heads": "i32", "size": "i32:16", "batch_stride": "i32:16"}
             arguments |= dict(zip(("HALF", "H", "R", "REST"), (width // 2, *_sizes(heads, width, size)), strict=True))
             for back in (False, True):
-                own = dict(list(arguments.items())[:14]) | {"BACK": back} | dict(list(arguments.items())[14:])
-                way = "backward" if back else "forward"
-                found.append(Variant(f"rotary {way} {dtype} {heads}x{size}, {width} turned", _turn, own, WARPS))
+                name = f"rotary {'backward' if back else 'forward'} {dtype} {heads}x{size}, {width} turned"
+                found.append(Variant(name, _turn, arguments | {"BACK": back}, WARPS))
     return found

@@ -180,15 +180,16 @@ def blank_learner(plan: Plan, device: torch.device, rows: int = 0, new: Sequence
     config = load_config(plan.model, trust)
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
-    named = {part: kernel for part, kernel in plan.kernels.items() if part == "attention" and plan.asked(kernel)}
-    padded = _padded(Parts(**{part: kernel.load() for part, kernel in named.items()}))  # others have the plain shapes
-    options: dict[str, Any] = {"attn_implementation": padded} if padded else {}
+    kernel = plan.kernels.get("attention")
+    loaded = kernel.load() if kernel and plan.asked(kernel) else None
+    parts = replace(PLAIN, attention=loaded) if isinstance(loaded, str) else PLAIN  # others have the plain shapes
+    options: dict[str, Any] = {"attn_implementation": padded} if (padded := _padded(parts)) else {}
     dtype = stored_dtype(plan, device) or (torch.float32 if plan.model.gguf else config.dtype)
     with device:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust, **options)
     if rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)  # their mean is nothing without values
-    learner = _prepared(plan, model, spec, tuner, new, device, replace(PLAIN, attention=padded or PLAIN.attention))
+    learner = _prepared(plan, model, spec, tuner, new, device, parts, Reporter())
     learner.settle(device)
     return learner
 
@@ -218,7 +219,7 @@ def _prepared(
     new: Sequence[int],
     device: torch.device,
     parts: Parts,
-    report: Reporter | None = None,
+    report: Reporter,
 ) -> Learner:
     """Make a model ready for the loop, on the device where it is.
 
@@ -239,8 +240,7 @@ def _prepared(
     if "linear_cross_entropy" in parts.kernels:
         done["linear_cross_entropy"] += find_head(model, packed) is not None
         use_loss(model, parts.linear_cross_entropy)
-    if report:
-        _check_used(plan, parts, done, report)
+    _check_used(plan, parts, done, report)
     model = tuner.prepare(model, new)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
