@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,11 +35,21 @@ def no_gpu() -> str | None:
     return None
 
 
-def why_not_flash_attn() -> str | None:
-    """Return why flash-attn cannot run here, or None if it can."""
-    if find_spec("flash_attn") is None:
-        return "it needs the package flash-attn, which is built with a CUDA compiler: pip install flash-attn"
-    return no_gpu()
+def why_not_others(module: str, package: str, more: str = "") -> Callable[[], str | None]:
+    """Return a function that tells why the kernels of another package cannot run here.
+
+    Args:
+        module: What is imported.
+        package: What is installed.
+        more: What else is to be known about it.
+    """
+
+    def why_not_it() -> str | None:
+        if find_spec(module) is None:
+            return f"it needs the package {package}{', ' * bool(more)}{more}: pip install {package}"
+        return no_gpu()
+
+    return why_not_it
 
 
 def why_not_torch() -> str | None:

@@ -151,7 +151,7 @@ def trial(part: str, config: Any, dtype: torch.dtype, device: torch.device) -> t
     if part == "glu":
         return (random(ROWS, text.intermediate_size), random(ROWS, text.intermediate_size), "silu"), {}
     if part == "rotary":
-        angles = random(1, ROWS, size, learned=False)
+        angles = random(1, ROWS, size // 2, learned=False).repeat(1, 1, 2)  # the halves turn alike, as in models
         return (random(1, heads, ROWS, size), random(1, shared, ROWS, size), angles.cos(), angles.sin()), {}
     if part == "linear_cross_entropy":
         words = min(text.vocab_size, WORDS)
