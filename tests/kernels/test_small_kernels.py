@@ -7,7 +7,7 @@ import torch
 from lmf import layers
 from lmf.training.parts import differences
 from lmf_kernels.glu import glu
-from lmf_kernels.rms_norm import rms_norm
+from lmf_kernels.rms_norm import add_rms_norm, rms_norm
 from lmf_kernels.rotary import rotary
 from precisions import ALLOWED
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,6 +32,22 @@ def check(dtype: torch.dtype, kernel: Any, definition: Any, *inputs: Any, **more
 def test_rms_norm(offset, shape, dtype):
     inputs = random(*shape, dtype=dtype), random(shape[-1], dtype=dtype)
     check(dtype, rms_norm, layers.rms_norm, *inputs, 1e-6, offset=offset)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 3), (3, 7, 96), (2, 5000)], ids=str)
+@pytest.mark.parametrize("offset", [False, True])
+def test_add_rms_norm(offset, shape, dtype):
+    x, residual = random(*shape, dtype=dtype), random(*shape, dtype=dtype).detach().flip(0).requires_grad_()
+    check(dtype, add_rms_norm, layers.add_rms_norm, x, residual, random(shape[-1], dtype=dtype), 1e-6, offset=offset)
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
+def test_what_is_added_to_a_residual_of_full_precision_stays_full(low):
+    x, residual, weight = random(5, 96, dtype=low), random(5, 96), random(96)
+    found = add_rms_norm(x, residual, weight, 1e-6)
+    assert {each.dtype for each in found} == {torch.float32}
+    check(low, add_rms_norm, layers.add_rms_norm, x, residual, weight, 1e-6)
 
 
 def test_the_gradient_of_the_weight_is_added_up_over_all_rows(monkeypatch):
@@ -104,6 +120,10 @@ def test_nothing_is_computed_of_nothing():
             "gets float64; its kernel computes bfloat16",
         ),
         (lambda: rms_norm(torch.ones(1, 40000), torch.ones(40000), 1e-6), "rows of 40,000; its kernel takes up to"),
+        (
+            lambda: add_rms_norm(torch.ones(2, 8), torch.ones(8), torch.ones(8), 1e-6),
+            r"gets \(2, 8\) to add to \(8,\)",
+        ),
         (lambda: glu(torch.ones(2), torch.ones(3), "silu"), r"\(2,\) and torch.float32 \(3,\)"),
         (lambda: glu(torch.ones(2), torch.ones(2).half(), "silu"), r"torch.float16 \(2,\)"),
         (lambda: glu(torch.ones(2), torch.ones(2), "relu"), "'relu'; its kernel computes silu and gelu"),
@@ -121,6 +141,8 @@ def test_what_a_kernel_cannot_compute_is_refused(call, message):
 def test_where_kernels_do_not_run_the_plain_functions_compute(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     x, weight = random(3, 8), random(8)
+    for found, plain in zip(add_rms_norm(x, x, weight, 1e-6), layers.add_rms_norm(x, x, weight, 1e-6), strict=True):
+        assert torch.equal(found, plain)
     assert torch.equal(rms_norm(x, weight, 1e-6), layers.rms_norm(x, weight, 1e-6))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with FakeTensorMode():

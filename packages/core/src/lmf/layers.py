@@ -30,6 +30,22 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool 
     return _RMSNorm.apply(x, weight, eps, offset)  # pyright: ignore
 
 
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``rms_norm(residual + x, weight, eps, offset=offset)``, and the sum.
+
+    Args:
+        x: What a sublayer adds; (..., d).
+        residual: What it adds to, in the same shape.
+        weight: See ``rms_norm``.
+        eps: See ``rms_norm``.
+        offset: See ``rms_norm``.
+    """
+    total = residual + x
+    return rms_norm(total, weight, eps, offset=offset), total
+
+
 def glu(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """Return ``activation(gate) * up`` (Shazeer 2020). Kept are only the two arguments.
 

@@ -222,9 +222,10 @@ class Kernel:
         summary: One line for ``lmf plugins``.
         why_not: Why it cannot run on this machine, or None if it can.
         load: Imports it and returns a function with the arguments and the result of the plain one that has the name of
-            the part: ``lmf.layers.rms_norm``, ``glu`` and ``rotary``, ``lmf.losses.linear_cross_entropy``,
-            ``lmf.layers.attention``. Of attention it may also return the name of an implementation that transformers
-            knows; that one gets padded rows. On a device that it is not for, the function calls the plain one.
+            the part: ``lmf.layers.rms_norm``, ``add_rms_norm``, ``glu``, ``rotary`` and ``attention``, or
+            ``lmf.losses.linear_cross_entropy``. Of attention it may also return the name of an implementation that
+            transformers knows; that one gets padded rows. On a device that it is not for, the function calls the plain
+            one.
         part: What it computes.
         automatic: Whether ``--kernels auto`` takes it, if it is the first of its part that can run.
     """
@@ -233,7 +234,7 @@ class Kernel:
     summary: str
     why_not: Callable[[], str | None]
     load: Callable[[], Any]
-    part: Literal["attention", "rms_norm", "glu", "rotary", "linear_cross_entropy"] = "attention"
+    part: Literal["attention", "rms_norm", "add_rms_norm", "glu", "rotary", "linear_cross_entropy"] = "attention"
     automatic: bool = False
 
 

@@ -14,6 +14,7 @@ MODULES = ("attention", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  
 PARTS = {
     "attention": ("lmf", "Causal attention within packed documents (FlashAttention-2)."),
     "rms_norm": ("lmf-rms-norm", "RMS norm, in one pass over a row."),
+    "add_rms_norm": ("lmf-add-rms-norm", "The sum of a residual connection and its RMS norm at once."),
     "glu": ("lmf-glu", "SwiGLU and GeGLU, which keep nothing but their arguments."),
     "rotary": ("lmf-rotary", "Rotary positions of all heads of a token at once."),
     "linear_cross_entropy": (
@@ -47,7 +48,7 @@ def _ours() -> list[Kernel]:
             name=name,
             summary=summary,
             why_not=why_not,
-            load=_loader(part.removeprefix("linear_"), part),
+            load=_loader(part.removeprefix("linear_").removeprefix("add_"), part),
             part=part,  # pyright: ignore[reportArgumentType]
             automatic=not interpreted(),  # the interpreter is for tests: a hundred thousand times as slow
         )

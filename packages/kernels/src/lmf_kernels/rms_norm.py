@@ -28,42 +28,100 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool 
     """
     if plain(x, weight):
         return layers.rms_norm(x, weight, eps, offset=offset)
-    check_dtypes("rms_norm", x, weight)
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"rms_norm gets a weight of {tuple(weight.shape)} for rows of {x.shape[-1]}.")
-    if x.shape[-1] > WIDEST:
-        raise ValueError(f"rms_norm gets rows of {x.shape[-1]:,}; its kernel takes up to {WIDEST:,}.")
+    _check("rms_norm", x, weight)
     return _RMSNorm.apply(x, weight, eps, offset)  # pyright: ignore
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the norm of ``residual + x``, and the sum; see ``lmf.layers.add_rms_norm``.
+
+    Raises:
+        ValueError: The shapes do not fit, or the kernel does not know the precision or the width.
+    """
+    if plain(x, residual, weight):
+        return layers.add_rms_norm(x, residual, weight, eps, offset=offset)
+    _check("add_rms_norm", x, weight, residual)
+    if residual.shape != x.shape:
+        raise ValueError(f"add_rms_norm gets {tuple(x.shape)} to add to {tuple(residual.shape)}.")
+    return _AddRMSNorm.apply(x, residual, weight, eps, offset)  # pyright: ignore
+
+
+def _check(name: str, x: torch.Tensor, weight: torch.Tensor, *more: torch.Tensor) -> None:
+    check_dtypes(name, x, weight, *more)
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"{name} gets a weight of {tuple(weight.shape)} for rows of {x.shape[-1]}.")
+    if x.shape[-1] > WIDEST:
+        raise ValueError(f"{name} gets rows of {x.shape[-1]:,}; its kernel takes up to {WIDEST:,}.")
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: bool) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty_like(rows, dtype=x.dtype if offset else torch.promote_types(x.dtype, weight.dtype))
-        factor = torch.empty(len(rows), dtype=torch.float32, device=x.device)
-        if len(rows):
-            width, warps = _shape(rows.shape[1])
-            _forward[(len(rows),)](rows, weight, y, factor, rows.shape[1], eps, offset, width, num_warps=warps)  # pyright: ignore
+        y, rows, factor = _normed(x, None, weight, eps, offset)
         ctx.save_for_backward(rows, weight, factor)
-        ctx.offset, ctx.shape = offset, x.shape
-        return y.view(x.shape)
+        ctx.offset = offset
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, weight, factor = ctx.saved_tensors
-        slope = given[0].reshape(rows.shape).contiguous()
-        to_x = torch.empty_like(rows)
-        count, d = rows.shape
-        programs = min(PROGRAMS, count)
-        parts = torch.empty(programs, d, dtype=torch.float32, device=rows.device)
-        if count:
-            width, warps = _shape(d)
-            inputs = (slope, rows, weight, factor, to_x, parts)
-            _backward[(programs,)](*inputs, count, d, ctx.offset, width, num_warps=warps)  # pyright: ignore
-        to_weight = parts.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return to_x.view(ctx.shape), to_weight, None, None
+        to_x, to_weight = _slopes(given[0], None, ctx)
+        return to_x, to_weight if ctx.needs_input_grad[1] else None, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        y, total, factor = _normed(x, residual, weight, eps, offset)
+        ctx.save_for_backward(total, weight, factor)
+        ctx.offset, ctx.dtypes = offset, (x.dtype, residual.dtype)
+        return y, total.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        to_total, to_weight = _slopes(*given, ctx)
+        to_x, to_residual = (to_total.to(dtype) for dtype in ctx.dtypes)
+        return to_x, to_residual, to_weight if ctx.needs_input_grad[2] else None, None, None
+
+
+def _normed(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the norm, what was normalized, in rows, and the factor of each row."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    total = others = None
+    if residual is not None:
+        others = residual.reshape(rows.shape).contiguous()
+        total = torch.empty_like(rows, dtype=torch.promote_types(x.dtype, residual.dtype))
+    summed = rows if total is None else total
+    y = torch.empty_like(summed, dtype=summed.dtype if offset else torch.promote_types(summed.dtype, weight.dtype))
+    factor = torch.empty(len(rows), dtype=torch.float32, device=x.device)
+    if len(rows):
+        width, warps = _shape(rows.shape[1])
+        tensors = (rows, others, weight.contiguous(), y, total, factor)
+        _forward[(len(rows),)](*tensors, rows.shape[1], eps, offset, width, num_warps=warps)  # pyright: ignore
+    return y.view(x.shape), summed, factor
+
+
+def _slopes(by_y: torch.Tensor, by_total: torch.Tensor | None, ctx: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients by what was normalized, in the shape of ``by_y``, and by the weight."""
+    rows, weight, factor = ctx.saved_tensors
+    slope = by_y.reshape(rows.shape).contiguous()
+    more = None if by_total is None else by_total.reshape(rows.shape).contiguous()
+    to_rows = torch.empty_like(rows)
+    count, d = rows.shape
+    programs = min(PROGRAMS, count)
+    parts = torch.empty(programs, d, dtype=torch.float32, device=rows.device)
+    if count:
+        width, warps = _shape(d)
+        tensors = (slope, more, rows, weight.contiguous(), factor, to_rows, parts)
+        _backward[(programs,)](*tensors, count, d, ctx.offset, width, num_warps=warps)  # pyright: ignore
+    return to_rows.view(by_y.shape), parts.sum(0).to(weight.dtype)
 
 
 def _shape(d: int) -> tuple[int, int]:
@@ -73,11 +131,15 @@ def _shape(d: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _forward(X, W, Y, F, d, eps, OFFSET: tl.constexpr, D: tl.constexpr):
+def _forward(X, RESIDUAL, W, Y, SUM, F, d, eps, OFFSET: tl.constexpr, D: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, D)
     inside = at < d
     x = tl.load(X + row * d + at, mask=inside, other=0.0)
+    if RESIDUAL is not None:
+        more = tl.load(RESIDUAL + row * d + at, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + more.to(tl.float32)).to(SUM.dtype.element_ty)
+        tl.store(SUM + row * d + at, x, mask=inside)
     wide = x.to(tl.float32)
     factor = tl.rsqrt(tl.sum(wide * wide, 0) / d + eps)
     tl.store(F + row, factor)
@@ -87,7 +149,7 @@ def _forward(X, W, Y, F, d, eps, OFFSET: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _backward(G, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.constexpr):
+def _backward(G, MORE, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.constexpr):
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     at = tl.arange(0, D)
@@ -104,7 +166,10 @@ def _backward(G, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.constexpr
         to_weight += g * x * factor
         scaled = g * w
         along = tl.sum(scaled * x, 0) * factor * factor / d
-        tl.store(DX + here, ((scaled - x * along) * factor).to(DX.dtype.element_ty), mask=inside)
+        slope = (scaled - x * along) * factor
+        if MORE is not None:
+            slope += tl.load(MORE + here, mask=inside, other=0.0).to(tl.float32)
+        tl.store(DX + here, slope.to(DX.dtype.element_ty), mask=inside)
         here += programs.to(tl.int64) * d
     tl.store(DW + program * d + at, to_weight, mask=inside)
 
@@ -117,10 +182,13 @@ def variants(architecture: int) -> list[Any]:
     for dtype in ("bf16", "fp16", "fp32"):
         for d in (1024, 4096, 8192):
             width, warps = _shape(d)
-            pointers = dict.fromkeys("XWY", f"*{dtype}") | {"F": "*fp32"}
-            more = {"d": "i32:16", "eps": "fp32", "OFFSET": False, "D": width}
-            found.append(Variant(f"rms_norm forward {dtype} {d}", _forward, pointers | more, warps))
-            pointers = dict.fromkeys("GXW", f"*{dtype}") | {"F": "*fp32", "DX": f"*{dtype}", "DW": "*fp32"}
-            more = {"rows": "i32", "d": "i32:16", "OFFSET": False, "D": width}
-            found.append(Variant(f"rms_norm backward {dtype} {d}", _backward, pointers | more, warps))
+            for added in (False, True):
+                kind = f"*{dtype}"
+                name = f"{'add and ' * added}rms_norm"
+                pointers = {**dict.fromkeys("XWY", kind), **dict.fromkeys(("RESIDUAL", "SUM"), kind if added else None)}
+                more = {"F": "*fp32", "d": "i32:16", "eps": "fp32", "OFFSET": False, "D": width}
+                found.append(Variant(f"{name} forward {dtype} {d}", _forward, pointers | more, warps))
+                pointers = {**dict.fromkeys(("G", "X", "W", "DX"), kind), "MORE": kind if added else None}
+                more = {"F": "*fp32", "DW": "*fp32", "rows": "i32", "d": "i32:16", "OFFSET": False, "D": width}
+                found.append(Variant(f"{name} backward {dtype} {d}", _backward, pointers | more, warps))
     return found

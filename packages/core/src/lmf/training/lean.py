@@ -7,6 +7,7 @@ name and its type: only its class is replaced by a subclass with another ``forwa
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -33,11 +34,15 @@ def lean(model: nn.Module, parts: Parts = PLAIN) -> Counter[str]:
     count: Counter[str] = Counter()
     for module in model.modules():
         for name, kind in (("rms_norm", _norm), ("glu", _mlp), ("rotary", _attention)):
-            forward = kind(module, getattr(parts, name))
+            forward = kind(module, parts)
             if forward:
                 module.__class__ = _subclass(type(module), forward)
                 count[name] += 1
                 break
+    if "add_rms_norm" in parts.kernels:  # the plain one is what layers do anyway
+        for module in filter(_is_layer, model.modules()):
+            module.__class__ = _subclass(type(module), _layer_forward)
+            count["add_rms_norm"] += 1
     return count
 
 
@@ -56,29 +61,50 @@ def _subclass(base: type, forward: Callable[..., Any]) -> type:
     return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__, _OWN: base})
 
 
-def _norm(module: Any, rms_norm: Callable[..., Any]) -> Callable[..., Any] | None:
+def _norm(module: Any, parts: Parts) -> Callable[..., Any] | None:
     if not type(module).__name__.endswith("RMSNorm") or [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
     for eps, offset in itertools.product(("variance_epsilon", "eps"), (False, True)):
-        forward = _norm_forward(eps, offset, rms_norm)
+        forward = _norm_forward(eps, offset, parts.rms_norm, parts.add_rms_norm)
         if hasattr(module, eps) and _agree(module, forward, module.weight.shape[-1], module.weight):
             return forward
     return None
 
 
 @functools.cache
-def _norm_forward(eps: str, offset: bool, rms_norm: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, getattr(self, eps), offset=offset)
+def _norm_forward(
+    eps: str, offset: bool, rms_norm: Callable[..., Any], add_rms_norm: Callable[..., Any]
+) -> Callable[..., Any]:
+    def forward(self: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        if residual is None:
+            return rms_norm(x, self.weight, getattr(self, eps), offset=offset)
+        return add_rms_norm(x, residual, self.weight, getattr(self, eps), offset=offset)
 
     return forward
 
 
-def _mlp(module: Any, glu: Callable[..., Any]) -> Callable[..., Any] | None:
+def _is_layer(module: Any) -> bool:
+    """Tell whether a module is a layer with the code of Llama's, as most have, whose second norm has been exchanged."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    llama = inspect.unwrap(LlamaDecoderLayer.forward).__code__
+    same = all(getattr(code, part, None) == getattr(llama, part) for part in ("co_code", "co_names", "co_varnames"))
+    return same and hasattr(type(module.post_attention_layernorm), _OWN)
+
+
+def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """Do what Llama's layer does, with the first sum and the norm of it in one."""
+    attended, _ = self.self_attn(self.input_layernorm(hidden_states), *args, **options)
+    normed, residual = self.post_attention_layernorm(attended, hidden_states)
+    return residual + self.mlp(normed)
+
+
+def _mlp(module: Any, parts: Parts) -> Callable[..., Any] | None:
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
         return None
     for activation in ACTIVATIONS:
-        forward = _mlp_forward(activation, glu)
+        forward = _mlp_forward(activation, parts.glu)
         if hasattr(module, "act_fn") and _agree(module, forward, module.gate_proj.in_features, module.up_proj.weight):
             return forward
     return None
@@ -106,10 +132,10 @@ def _agree(module: nn.Module, forward: Callable[..., Any], width: int, weight: t
     return own.dtype == other.dtype and bool(own.any() and (own - other).abs().max() <= allowed)  # zeros tell nothing
 
 
-def _attention(module: nn.Module, rotary: Callable[..., Any]) -> Callable[..., Any] | None:
+def _attention(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
     forward = type(module).forward
     if isinstance(forward, FunctionType) and ROTARY in forward.__code__.co_names:
-        return _turning(forward, rotary)
+        return _turning(forward, parts.rotary)
     return None
 
 

@@ -26,6 +26,7 @@ class Parts:
 
     Attributes:
         rms_norm: Like ``lmf.layers.rms_norm``.
+        add_rms_norm: Like ``lmf.layers.add_rms_norm``.
         glu: Like ``lmf.layers.glu``.
         rotary: Like ``lmf.layers.rotary``.
         linear_cross_entropy: Like ``lmf.losses.linear_cross_entropy``.
@@ -34,6 +35,7 @@ class Parts:
     """
 
     rms_norm: Callable[..., torch.Tensor] = layers.rms_norm
+    add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]] = layers.add_rms_norm
     glu: Callable[..., torch.Tensor] = layers.glu
     rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]] = layers.rotary
     linear_cross_entropy: Callable[..., torch.Tensor] = linear_cross_entropy
@@ -148,6 +150,9 @@ def trial(part: str, config: Any, dtype: torch.dtype, device: torch.device) -> t
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     if part == "rms_norm":
         return (random(ROWS, text.hidden_size), random(text.hidden_size), 1e-6), {}
+    if part == "add_rms_norm":
+        width = text.hidden_size
+        return (random(ROWS, width), random(ROWS, width), random(width), 1e-6), {}
     if part == "glu":
         return (random(ROWS, text.intermediate_size), random(ROWS, text.intermediate_size), "silu"), {}
     if part == "rotary":
