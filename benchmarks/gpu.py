@@ -1,6 +1,6 @@
 """LMF on one GPU: what a step takes of memory and of time, beside the LISA paper and beside arithmetic.
 
-Usage: gpu.py [--suite e2e] [--shape NAME ...] [--device cuda|cpu] [--minutes N] [--results FOLDER]
+Usage: gpu.py [--suite e2e|kernels|attn] [--shape NAME ...] [--device cuda|cpu] [--minutes N] [--results FOLDER]
        gpu.py --forecast [--shape NAME ...] [--results FOLDER]
 
 Suite e2e takes models with random weights and measures, for each method,
@@ -12,7 +12,8 @@ Suite e2e takes models with random weights and measures, for each method,
   the device could do if it did nothing but the multiplications that the method needs, at its peak rate
 - whether LISA's memory grows over 200 switches
 
-and says which targets are met. It ends within --minutes: what is left then is skipped, and the table says so.
+and says which targets are met. Suites kernels and attn are in kernel_suites.py. Each ends within --minutes: what is
+left then is skipped, and the table says so.
 ``--shape tiny --device cpu`` goes through all of it on a CPU, and its figures mean nothing. ``--forecast`` writes
 the memory table as ``lmf plan`` forecasts it, which needs no GPU and some minutes.
 """
@@ -29,13 +30,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import kernel_suites
 import torch
 from lmf import LmfError
 from lmf.memory.forecast import Work, forecast
@@ -55,6 +57,7 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 
 ALONE, TOGETHER, DOCUMENTS = 1024, 2048, 4  # tokens of a document: for memory, and of four in a row for speed
 WARM, TIMED = 5, 20  # steps
+OTHERS = ("liger-kernel", "cut-cross-entropy", "flash-attn")
 DRAWS = 20  # intervals of LISA, of which the one that trains the lowest layer is measured
 SWITCHES = 200
 
@@ -107,8 +110,11 @@ class Clock:
     def __init__(self, minutes: float):
         self._end = time.monotonic() + 60 * minutes
 
+    def over(self) -> bool:
+        return time.monotonic() > self._end
+
     def check(self) -> None:
-        if time.monotonic() > self._end:
+        if self.over():
             raise Out("skipped: the time is up")
 
 
@@ -150,6 +156,17 @@ class Bench:
         self.rows.append(row)
         print(*what.values(), row.get("why", "done"), sep=", ", file=sys.stderr, flush=True)
         return row
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Add rows and print them, as long as there is time."""
+        found = iter(rows)
+        while not self.clock.over() and (row := next(found, None)) is not None:
+            self.rows.append(row)
+            print(*list(row.values())[:3], row.get("why", "done"), sep=", ", file=sys.stderr, flush=True)
+
+    def missing(self) -> str:
+        """Return what a table must say if the time was up."""
+        return "\n\nThe time was up: what is missing was not measured." * self.clock.over()
 
 
 def end_to_end(bench: Bench) -> str:
@@ -375,12 +392,8 @@ def target_table(rows: Sequence[Row]) -> Iterator[str]:
         ("llama-3-8b: LISA 2L / LoRA r16, memory", ratio(smallest[1], smallest[2]), 1.15, False),
         (f"second / first {SWITCHES // 2} switches, memory", grown, 1.01, False),
     ]
-    yield "\ntargets, of llama-2-7b where no other is named\n"
-    for name, figure, target, least in targets:
-        met = "not measured"
-        if figure is not None:
-            met = f"{figure:12,.2f}  {'met' if (figure >= target) == least or figure == target else 'missed'}"
-        yield f"{name:46}{'>=' if least else '<='} {target:9,.2f}  {met}"
+    yield "\nof llama-2-7b where no other is named"
+    yield from kernel_suites.target_lines(targets)
 
 
 def forecast_table(shapes: Sequence[str]) -> str:
@@ -439,11 +452,30 @@ def _version(package: str) -> str:
 # The command
 
 
-SUITES: dict[str, Callable[[Bench], str]] = {"e2e": end_to_end}
+def kernels(bench: Bench) -> str:
+    """Measure the parts of models. Returns the tables."""
+    return kernel_suites.kernels(bench.device, bench.shapes == ["tiny"], bench.extend, bench.rows) + bench.missing()
+
+
+def attn(bench: Bench) -> str:
+    """Measure attention. Returns the tables."""
+    return kernel_suites.attn(bench.device, bench.shapes == ["tiny"], bench.extend, bench.rows) + bench.missing()
+
+
+SUITES: dict[str, Callable[[Bench], str]] = {"e2e": end_to_end, "kernels": kernels, "attn": attn}
 
 
 def header(device: torch.device) -> str:
-    packages = ("lmf-core", "torch", "transformers", "peft", "bitsandbytes")
+    packages = (
+        "lmf-core",
+        "torch",
+        "triton",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "liger-kernel",
+        "cut-cross-entropy",
+    )
     where = f"{_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else f"{_name(device)}, no GPU"
     return f"{date.today()}, {where}, Python {platform.python_version()}\n" + ", ".join(map(_version, packages))
 
@@ -479,6 +511,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {"header": header(device), "rows": bench.rows}
     (given.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (given.results / f"{name}.txt").write_text(text, encoding="utf-8")
+    if given.suite != "e2e":
+        kernel_suites.plot(given.suite, bench.rows, given.results / f"{name}.png")
     print(text)
 
 

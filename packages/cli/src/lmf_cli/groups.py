@@ -58,7 +58,7 @@ def _application_of(made: Any) -> typer.Typer:
         app = application()
         app.command(cls=Command)(expanded(made))
         return app
-    app = application(cls=Group, no_args_is_help=True)
+    app = application(cls=Group, no_args_is_help=True, callback=lambda: None)  # or one command alone would be the group
     for name, each in made.items():
         if isinstance(each, Mapping):
             app.add_typer(_application_of(each), name=name, help=f"Commands: {', '.join(each)}.")

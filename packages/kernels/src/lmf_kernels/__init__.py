@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from lmf import Kernel, hookimpl
+from lmf import Command, Kernel, hookimpl
 
 from .device import interpreted, no_gpu, why_not, why_not_others, why_not_torch
 
@@ -34,6 +34,17 @@ LIGER = {
     "liger-rotary": ("rotary", "Rotary positions by Liger-Kernel."),
     "liger-cross-entropy": ("linear_cross_entropy", "The loss of an output head by Liger-Kernel."),
 }
+
+
+@hookimpl
+def lmf_commands() -> list[Command]:
+    return [Command(name="bench", summary="Measure the kernels on this machine: lmf bench kernels.", build=_commands)]
+
+
+def _commands() -> dict[str, Callable[..., None]]:
+    from .bench.command import kernels
+
+    return {"kernels": kernels}
 
 
 @hookimpl

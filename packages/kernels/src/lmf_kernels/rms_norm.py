@@ -84,7 +84,7 @@ class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_total, to_weight = _slopes(*given, ctx)
+        to_total, to_weight = _slopes(given[0], given[1], ctx)
         to_x, to_residual = (to_total.to(dtype) for dtype in ctx.dtypes)
         return to_x, to_residual, to_weight if ctx.needs_input_grad[2] else None, None, None
 

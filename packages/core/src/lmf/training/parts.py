@@ -109,6 +109,9 @@ def differences(
 
     Returns:
         The differences of the outputs, ``output 0`` and so on, and of the gradients by the number of the input.
+
+    Raises:
+        LmfError: A gradient is missing.
     """
     ours, exact = _computed(function, inputs, more, None), _computed(plain, inputs, more, wide)
     apart = {name: (ours[name].double() - exact[name].double()).norm() for name in exact}
@@ -125,8 +128,13 @@ def _computed(
     chance = torch.Generator().manual_seed(1)
     slopes = [torch.randn(each.shape, generator=chance).to(each.device, inputs[0].dtype) for each in outputs]
     torch.autograd.backward(outputs, [slope.to(each.dtype) for slope, each in zip(slopes, outputs, strict=True)])
-    gradients = {f"gradient {n}": x.grad for n, x in enumerate(own) if isinstance(x, torch.Tensor) and x.requires_grad}
-    return {f"output {n}": each.detach() for n, each in enumerate(outputs)} | gradients  # pyright: ignore
+    found = {f"output {n}": each.detach() for n, each in enumerate(outputs)}
+    for n, x in enumerate(own):
+        if isinstance(x, torch.Tensor) and x.requires_grad:
+            if x.grad is None:
+                raise LmfError(f"it gives no gradient of argument {n}")
+            found[f"gradient {n}"] = x.grad
+    return found
 
 
 def _copied(x: Any, wide: torch.dtype | None) -> Any:
