@@ -61,6 +61,12 @@ def test_the_page_shows_whole_distributions():
     assert set(files()) == {
         *("acme-chat/pyproject.toml", "acme-chat/acme_chat.py", "acme-chat/test_acme_chat.py"),
         *("acme-bitfit/pyproject.toml", "acme-bitfit/acme_bitfit.py", "acme-bitfit/test_acme_bitfit.py"),
+        *(
+            "acme-glu/pyproject.toml",
+            "acme-glu/acme_glu.py",
+            "acme-glu/acme_glu_kernel.py",
+            "acme-glu/test_acme_glu.py",
+        ),
         *("acme-more/pyproject.toml", "acme-more/acme_more.py"),
     }
 
@@ -75,6 +81,7 @@ def test_the_plugins_of_the_page_load(environment):
     assert found == {
         "acme-bitfit": (None, {"tuning method": ["bitfit"]}),
         "acme-chat": (None, {"template": ["acme"]}),
+        "acme-glu": (None, {"kernel": ["acme-glu"]}),
         "acme-more": (
             None,
             {
@@ -92,13 +99,18 @@ def test_the_plugins_of_the_page_load(environment):
     }
 
 
+def test_a_kernel_takes_few_lines_beside_the_kernel():
+    written = [files()[f"acme-glu/{name}"].splitlines() for name in ("pyproject.toml", "acme_glu.py")]
+    assert sum(1 for lines in written for line in lines[1:] if line) <= 30  # without the line that names the file
+
+
 def test_lmf_plugins_prints_the_row_that_the_page_shows(environment):
     (row,) = (line for line in "".join(blocks("console")).splitlines() if line.startswith("acme-chat "))
     printed = [line.split() for line in run(environment, "-m", "lmf_cli", "plugins").splitlines()]
     assert row.split() in printed
 
 
-@pytest.mark.parametrize("package", ["acme-chat", "acme-bitfit"])
+@pytest.mark.parametrize("package", ["acme-chat", "acme-bitfit", "acme-glu"])
 def test_the_tests_on_the_page_pass(environment, folder, package):
     module = f"test_{package.replace('-', '_')}.py"
     assert "1 passed" in run(
