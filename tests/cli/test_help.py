@@ -72,7 +72,7 @@ def test_a_method_has_exactly_its_flags_under_every_objective(objective, method)
 
 def test_the_help_of_lmf_lists_objectives_and_commands_apart():
     text = lmf("--help").out
-    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  chat ")
+    assert text.index("Objectives:\n  pretrain ") < text.index("Commands:\n  bench ")
     listed = rows(text)
     assert listed["train"] == "Fine-tune on conversations: learn the assistant's replies."
     assert {"chat", "data", "doctor", "generate", "models", "plan", "plugins", "runs", "templates"} <= set(listed)

@@ -7,6 +7,7 @@ from typing import Any
 import lmf
 import pytest
 import torch
+from lmf import layers
 from lmf.config import make
 from lmf.errors import ConfigError, LmfError
 from lmf.generate.opening import open_model
@@ -120,14 +121,14 @@ def test_where_there_is_no_gpu_a_kernel_that_is_asked_for_is_refused_and_auto_ta
     assert not plan(lmf.Plugins(), tiny, data, tmp_path).kernels
 
 
-def broken(load: Any, *, automatic: bool) -> lmf.Plugins:
+def broken(load: Any, *, automatic: bool, part: str = "rms_norm") -> lmf.Plugins:
     """Return plugins with one more kernel."""
 
     class Module:
         @staticmethod
         @lmf.hookimpl
         def lmf_kernels() -> list[lmf.Kernel]:
-            given: dict[str, Any] = {"name": "acme", "summary": "x", "part": "rms_norm"}
+            given: dict[str, Any] = {"name": "acme", "summary": "x", "part": part}
             return [lmf.Kernel(**given, why_not=lambda: None, load=load, automatic=automatic)]
 
     plugins = lmf.Plugins()
@@ -154,6 +155,24 @@ def test_a_kernel_that_fails_is_left_out_unless_it_was_asked_for(load, reason, t
     with pytest.raises(LmfError, match=f"^The kernel acme cannot compute rms_norm here: {reason}"):
         train(plan(plugins, tiny, data, tmp_path / "asked", kernels=("acme",)))
     assert not (tmp_path / "asked").exists()
+
+
+def test_attention_is_tried_with_the_window_of_the_model_too(tiny, data, tmp_path):
+    def windowless() -> Any:
+        def attention(
+            q: Any, k: Any, v: Any, bounds: Any, *, scale: Any = None, window: Any = None, softcap: Any = None
+        ) -> Any:
+            return layers.attention(q, k, v, bounds, scale=scale, softcap=softcap)
+
+        return attention
+
+    plugins = broken(windowless, automatic=False, part="attention")
+    train(plan(plugins, tiny, data, tmp_path / "llama", attention="acme"))
+    FAMILIES["mistral"].sliding_window = 2
+    model = model_of("mistral", tiny, tmp_path / "model")
+    FAMILIES["mistral"].sliding_window = 8
+    with pytest.raises(LmfError, match=r"^The kernel acme cannot compute attention here: it differs by"):
+        train(plan(plugins, model, data, tmp_path / "mistral", attention="acme"))
 
 
 def test_a_kernel_that_is_asked_for_and_finds_nothing_to_do_is_an_error(data, tmp_path):

@@ -16,6 +16,7 @@ from ..report import Reporter
 from ..specs import Kernel
 
 ROWS = 7  # of a trial; no multiple of any block
+LONG = 300  # those of attention on a GPU: several blocks
 WORDS = 5000  # of its vocabulary, at most
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # relative difference to the plain function
 
@@ -85,10 +86,10 @@ def load_parts(
 
 def _try(part: str, function: Callable[..., Any], config: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Compare a function with the plain one on a few numbers of a model's sizes, with every gradient."""
-    inputs, more = trial(part, config, dtype, device)
-    furthest = max(differences(function, getattr(PLAIN, part), inputs, more).values())
-    if not furthest <= ALLOWED[dtype]:
-        raise LmfError(f"it differs by {furthest:.1e} from plain PyTorch, and {ALLOWED[dtype]:.0e} is allowed")
+    for inputs, more in trials(part, config, dtype, device):
+        furthest = max(differences(function, getattr(PLAIN, part), inputs, more).values())
+        if not furthest <= ALLOWED[dtype]:
+            raise LmfError(f"it differs by {furthest:.1e} from plain PyTorch, and {ALLOWED[dtype]:.0e} is allowed")
 
 
 def differences(
@@ -144,8 +145,10 @@ def _copied(x: Any, wide: torch.dtype | None) -> Any:
     return x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad)
 
 
-def trial(part: str, config: Any, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments of a part, in the sizes of a model: random, and always the same."""
+def trials(
+    part: str, config: Any, dtype: torch.dtype, device: torch.device
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return arguments of a part, by place and by name, in the sizes of a model: random, and always the same."""
     text = config.get_text_config()
     chance = torch.Generator().manual_seed(0)
 
@@ -156,19 +159,22 @@ def trial(part: str, config: Any, dtype: torch.dtype, device: torch.device) -> t
     heads = text.num_attention_heads
     shared = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width, inside = text.hidden_size, getattr(text, "intermediate_size", 0)
     if part == "rms_norm":
-        return (random(ROWS, text.hidden_size), random(text.hidden_size), 1e-6), {}
+        return [((random(ROWS, width), random(width), 1e-6), {})]
     if part == "add_rms_norm":
-        width = text.hidden_size
-        return (random(ROWS, width), random(ROWS, width), random(width), 1e-6), {}
+        return [((random(ROWS, width), random(ROWS, width), random(width), 1e-6), {})]
     if part == "glu":
-        return (random(ROWS, text.intermediate_size), random(ROWS, text.intermediate_size), "silu"), {}
+        return [((random(ROWS, inside), random(ROWS, inside), "silu"), {})]
     if part == "rotary":
         angles = random(1, ROWS, size // 2, learned=False).repeat(1, 1, 2)  # the halves turn alike, as in models
-        return (random(1, heads, ROWS, size), random(1, shared, ROWS, size), angles.cos(), angles.sin()), {}
+        return [((random(1, heads, ROWS, size), random(1, shared, ROWS, size), angles.cos(), angles.sin()), {})]
     if part == "linear_cross_entropy":
         words = min(text.vocab_size, WORDS)
         targets = torch.randint(words, (ROWS,), generator=chance).to(device)
-        return (random(ROWS, text.hidden_size), random(words, text.hidden_size), targets), {}
-    heads_of = [random(ROWS, count, size) for count in (heads, shared, shared)]
-    return (*heads_of, (0, 3, ROWS)), {"softcap": getattr(text, "attn_logit_softcapping", None)}
+        return [((random(ROWS, width), random(words, width), targets), {})]
+    rows = ROWS if device.type == "cpu" else LONG
+    inputs = (*(random(rows, count, size) for count in (heads, shared, shared)), (0, 3, rows))
+    softcap = getattr(text, "attn_logit_softcapping", None)
+    windows = dict.fromkeys([None, getattr(text, "sliding_window", None)])  # some models have layers of both kinds
+    return [(inputs, {"softcap": softcap, "window": window}) for window in windows]
