@@ -34,7 +34,7 @@ def hash_of_sources() -> str:
     """Return the SHA-256 of all modules with kernels."""
     found = hashlib.sha256()
     for file in sorted(SOURCES.glob("*.py")):
-        if "triton.jit" in file.read_text():
+        if any(word in file.read_text() for word in ("triton.jit", "gluon.jit")):
             found.update(file.read_bytes())
     return found.hexdigest()
 

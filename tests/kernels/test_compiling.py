@@ -27,7 +27,9 @@ def test_the_kernels_are_those_that_were_compiled(monkeypatch):
     assert RECORDED["triton"] == triton.__version__
 
 
-@pytest.mark.parametrize("words", ["bf16 4096", "attention forward bf16 128 sm", "attention keys bf16 64 sm90"])
+@pytest.mark.parametrize(
+    "words", ["bf16 4096", "attention forward bf16 128 sm", "attention keys bf16 64 sm90", "hopper bf16 128"]
+)
 def test_some_are_compiled_as_recorded(words):
     line = [sys.executable, ROOT / "benchmarks/compiled.py", "--json", "--only", words]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

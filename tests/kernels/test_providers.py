@@ -229,5 +229,5 @@ def test_lmf_plugins_says_of_each_kernel_whether_it_runs():
     for name, kernel in PLUGINS.kernels.items():
         (row,) = (row for row in printed.splitlines() if row.startswith(f"{name} "))
         assert kernel.part in row and re.search(
-            r"  (runs|there is no GPU .*|it needs .*|.* older than .*)$", row.rstrip()
+            r"  (runs|there is no GPU .*|it needs .*|.* made for .*)$", row.rstrip()
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from lmf import Command, Kernel, hookimpl
 
-from .device import interpreted, no_gpu, why_not, why_not_others, why_not_torch
+from .device import interpreted, no_gpu, why_not, why_not_hopper, why_not_others, why_not_torch
 
-MODULES = ("attention", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
+MODULES = ("attention", "attention_hopper", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
 PARTS = {
     "attention": ("lmf", "Causal attention within packed documents (FlashAttention-2)."),
     "rms_norm": ("lmf-rms-norm", "RMS norm, in one pass over a row."),
@@ -64,6 +65,13 @@ def _ours() -> list[Kernel]:
             automatic=not interpreted(),  # the interpreter is for tests: a hundred thousand times as slow
         )
         for part, (name, summary) in PARTS.items()
+    ] + [
+        Kernel(
+            name="lmf-hopper",
+            summary="lmf with a forward pass for Hopper, which has not run on one yet (FlashAttention-3).",
+            why_not=why_not_hopper,
+            load=lambda: partial(_loader("attention", "attention")(), hopper=True),
+        )
     ]
 
 

@@ -70,6 +70,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    hopper: bool = False,
 ) -> torch.Tensor:
     """Return the attention of each position to those before it in its document and to itself; (N, H, D).
 
@@ -87,6 +88,7 @@ def attention(
         scale: What the scores are multiplied by; ``D ** -0.5`` by default.
         window: How many positions each one sees, itself included; all by default.
         softcap: Bound of the scores; none by default.
+        hopper: Compute the forward pass by ``attention_hopper`` where that is possible.
 
     Raises:
         ValueError: An argument is not as said here, or the device has no kernels.
@@ -97,7 +99,7 @@ def attention(
         bounds = on_device(tuple(bounds), q.device)
     _check(q, k, v, bounds, scale, window, softcap)
     q, k, v = (_rows(x) for x in (q, k, v))
-    options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap)
+    options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap, hopper)
     return _Attention.apply(q, k, v, bounds, options)  # pyright: ignore
 
 
@@ -120,6 +122,7 @@ class _Options(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
+    hopper: bool
 
 
 class _Attention(torch.autograd.Function):
@@ -129,7 +132,8 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
-        _launch("forward", (q, k, v, out, lse), (q, k, v), bounds, options)
+        if not (options.hopper and _by_hopper(q, k, v, out, lse, bounds, options)):
+            _launch("forward", (q, k, v, out, lse), (q, k, v), bounds, options)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.bounds, ctx.options = bounds, options
         return out
@@ -149,6 +153,27 @@ class _Attention(torch.autograd.Function):
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _by_hopper(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    bounds: torch.Tensor,
+    options: _Options,
+) -> bool:
+    """Compute ``out`` and ``lse`` by the kernel for Hopper, or return False if it cannot."""
+    if _capability(q.device) != 90:
+        return False
+    from . import attention_hopper
+
+    if not attention_hopper.possible(q, k, v, options.softcap):
+        return False
+    tiles = _tiles(bounds, len(q), attention_hopper.TILE, keys=False)
+    attention_hopper.launch(q, k, v, out, lse, tiles, options.scale, options.window)
+    return True
 
 
 def _launch(
@@ -219,6 +244,8 @@ def _blocks(kernel: str, size: int, dtype: torch.dtype, capability: int) -> _Blo
 def _capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
+    if torch.version.hip is not None:  # AMD's numbers mean other GPUs: 90 is MI200
+        return 80
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def no_gpu() -> str | None:
         return "there is no GPU that torch can use"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
         return f"{torch.cuda.get_device_name()} is older than what it is made for (compute capability 8.0)"
+    return None
+
+
+def why_not_hopper() -> str | None:
+    """Return why kernels for Hopper in Triton's Gluon cannot run here, or None if they can."""
+    if find_spec("triton") is None:
+        return why_not()
+    if reason := no_gpu():
+        return reason
+    import torch
+
+    if torch.version.hip is not None or torch.cuda.get_device_capability() != (9, 0):
+        return f"{torch.cuda.get_device_name()} is not what it is made for (compute capability 9.0)"
+    if version("triton").split(".")[:2] not in (["3", "6"], ["3", "7"]):
+        return f"it needs Triton 3.6 or 3.7, whose Gluon it is written in; {version('triton')} is here"
     return None
 
 
