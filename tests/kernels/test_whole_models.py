@@ -62,6 +62,8 @@ def test_ten_steps_with_kernels_are_those_without(family, tiny, data, tmp_path):
     without = run(model, data, tmp_path / "without", kernels=("none",), **settings)
     (told,) = (note for note in notes.notes if note.startswith("kernels: "))
     assert all(f"{name} (" in told for name in names), told
+    of_run = json.loads((with_kernels / "lmf.json").read_text())["kernels"]
+    assert of_run == {PLUGINS.kernels[name].part: name for name in names}
     found = apart(with_kernels, without)
     print(f"\n  {family}: {found}")
     assert max(found["loss"], found["gradient_norm"]) <= 1e-5 and found["weights"] <= 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Learner:
         compute: Precision of the forward pass.
         new_tokens: Ids of the template's tokens that the base never learned.
         base: The fingerprint of the base model; "" without weights.
+        kernels: The names of the kernels at work, by the parts that they compute.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Learner:
     compute: torch.dtype
     new_tokens: tuple[int, ...]
     base: str = ""
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay examples out as this model takes them."""
@@ -240,7 +242,7 @@ def _prepared(
     if "linear_cross_entropy" in parts.kernels:
         done["linear_cross_entropy"] += find_head(model, packed) is not None
         use_loss(model, parts.linear_cross_entropy)
-    _check_used(plan, parts, done, report)
+    used = _used(plan, parts, done, report)
     model = tuner.prepare(model, new)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
@@ -252,11 +254,12 @@ def _prepared(
         padding=0.0,
         compute=compute,
         new_tokens=tuple(new),
+        kernels=used,
     )
 
 
-def _check_used(plan: Plan, parts: Parts, done: Mapping[str, int], report: Reporter) -> None:
-    """Say which kernels are used, and refuse those that were asked for and have nothing to do."""
+def _used(plan: Plan, parts: Parts, done: Mapping[str, int], report: Reporter) -> dict[str, str]:
+    """Return and say which kernels are used, and refuse those that were asked for and have nothing to do."""
     for part, name in parts.kernels.items():
         if not done[part]:
             if plan.asked(plan.kernels[part]):
@@ -264,8 +267,10 @@ def _check_used(plan: Plan, parts: Parts, done: Mapping[str, int], report: Repor
                     f"The kernel {name} computes {part}, and this model has no part that is known as one."
                 )
             report.note(f"the kernel {name} is not used: this model has no part that is known as {part}")
-    if used := [f"{name} ({part})" for part, name in parts.kernels.items() if done[part]]:
-        report.note(f"kernels: {', '.join(used)}")
+    used = {part: name for part, name in parts.kernels.items() if done[part]}
+    if used:
+        report.note(f"kernels: {', '.join(f'{name} ({part})' for part, name in used.items())}")
+    return used
 
 
 def _check_length(config: Any, material: Material) -> None:

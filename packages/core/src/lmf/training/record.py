@@ -105,8 +105,8 @@ class Record:
                     f"--resume: the run in {output} began with something else:\n"
                     f"  {key.replace('_', ' ')}: {then.get(key)!r} then, {now[key]!r} now"
                 )
-        for key in ("plugins", "versions", "python", "device", "processes"):
-            if now[key] != then.get(key):
+        for key in ("plugins", "versions", "python", "device", "processes", "kernels"):
+            if now[key] != then.get(key, now[key]):
                 report.note(f"{key} then: {then.get(key)}; now: {now[key]}. The numbers may differ a little")
         for key in sorted(NOTED):
             if now["settings"][key] != (before := then["settings"].get(key)):
@@ -124,6 +124,7 @@ class Record:
             "template_sha256": _sha256(self.material.template.jinja()) if self.material.template else None,
             "optimizer": plan.plugins.optimizers.qualified(plan.optimizer),
             "new_tokens": list(self.learner.new_tokens),
+            "kernels": dict(self.learner.kernels),
             "data": [dataclasses.asdict(source) for source in plan.data.sources],
             "surveys": [dataclasses.asdict(survey) | {"refused": len(survey.refused)} for survey in surveys],
             "padding": self.learner.padding,
