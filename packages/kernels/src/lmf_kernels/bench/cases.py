@@ -138,7 +138,7 @@ def parts(sizes: Sizes, tokens: int) -> list[Case]:
     d, inside, words = sizes.hidden, sizes.inside, sizes.vocabulary
     turned = (sizes.heads + sizes.keys) * sizes.size * tokens
     product = 2.0 * tokens * words * d
-    head, logits = float(words * d), float(tokens * d)
+    head, states = float(words * d), float(tokens * d)
 
     def rms_norm(random: Random, most: int) -> Made:
         return (random(min(tokens, most), d), random(d), EPS), {}
@@ -167,14 +167,14 @@ def parts(sizes: Sizes, tokens: int) -> list[Case]:
 
     frozen = f"{sizes.name}, frozen head"
     return [
-        case("rms_norm", rms_norm, moved=(2.0 * d * tokens, 3.0 * d * tokens)),
-        case("add_rms_norm", add_rms_norm, moved=(4.0 * d * tokens, 4.0 * d * tokens)),
+        case("rms_norm", rms_norm, moved=(2 * states, 3 * states)),
+        case("add_rms_norm", add_rms_norm, moved=(4 * states, 4 * states)),
         case("glu", glu, moved=(3.0 * inside * tokens, 5.0 * inside * tokens)),
         case("rotary", rotary, moved=(2.0 * turned, 2.0 * turned)),
         case(
             "linear_cross_entropy",
             partial(loss, learned=True),
-            moved=(logits + head, logits + head),
+            moved=(states + head, states + head),
             flops=(product, 2 * product),
             together=True,
         ),
@@ -182,7 +182,7 @@ def parts(sizes: Sizes, tokens: int) -> list[Case]:
             "linear_cross_entropy",
             partial(loss, learned=False),
             name=frozen,
-            moved=(logits + head, logits + head),
+            moved=(states + head, states),
             flops=(product, product),
             together=True,
         ),
