@@ -34,7 +34,7 @@ def hash_of_sources() -> str:
     """Return the SHA-256 of all modules with kernels."""
     found = hashlib.sha256()
     for file in sorted(SOURCES.glob("*.py")):
-        if any(word in file.read_text() for word in ("triton.jit", "gluon.jit")):
+        if any(word in file.read_text() for word in ("triton.jit", "gluon.jit", "def variants")):
             found.update(file.read_bytes())
     return found.hexdigest()
 

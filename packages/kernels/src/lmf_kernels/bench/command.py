@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lmf import ConfigError, Kernel, Plugins, option
+from lmf import ConfigError, Kernel, LmfError, Plugins, option
+from lmf.runs import write_file
 
 from ..device import no_gpu, why_not
 
@@ -36,8 +37,6 @@ def kernels(wanted: Wanted) -> None:
     """
     plugins = Plugins()
     chosen = _chosen(plugins, wanted.kernels)
-    if wanted.out is not None and not wanted.out.parent.is_dir():
-        raise ConfigError(f"--out {wanted.out}: there is no folder {wanted.out.parent}.")
     if wanted.device == "cuda" and (reason := no_gpu()):
         raise ConfigError(f"--device cuda: {reason}; --device cpu measures plain PyTorch.")
     import torch  # which --help needs not
@@ -59,21 +58,18 @@ def kernels(wanted: Wanted) -> None:
     lengths = {"one document": [tokens], "documents of 128 tokens on average": documents(128, tokens)}
     cases = parts(sizes, tokens) + [attention(sizes, each, name) for name, each in lengths.items()]
     asked = {kernel.part for kernel in chosen}
-    found = []
-    for case in cases:
-        if case.part in asked:
-            found += rows_of([case], chosen, device, dtype, known, compiling=cuda)
-            print("\n".join(table([row for row in found if row["case"] == case.name and row["part"] == case.part])))
+    facts: dict[str, Any] = {"bandwidth": known.bandwidth, "rate": known.rate, "rows": []}
+    _write(wanted.out, facts)  # before anything takes long
+    measured = [rows_of([case], chosen, device, dtype, known, compiling=cuda) for case in cases if case.part in asked]
     if wanted.kernels == ("all",) and cuda:
-        steps = list(steps_of(device, known, why_not() is None))
-        print("\n".join(table(steps)))
-        found += steps
+        measured.append(steps_of(device, known, why_not() is None))
+    for rows in map(list, measured):
+        print("\n".join(table(rows)), flush=True)
+        facts["rows"] += rows
+        _write(wanted.out, facts)
     for kernel in chosen:
         if reason := kernel.why_not():
             print(f"not measured: {kernel.name}: {reason}")
-    if wanted.out is not None:
-        facts = {"bandwidth": known.bandwidth, "rate": known.rate, "rows": found}
-        wanted.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def header(device: str) -> str:
@@ -85,6 +81,14 @@ def header(device: str) -> str:
         except PackageNotFoundError:
             continue
     return f"{date.today()}, {device}, Python {platform.python_version()}\n{', '.join(found)}"
+
+
+def _write(file: Path | None, facts: dict[str, Any]) -> None:
+    if file is not None:
+        try:
+            write_file(file, json.dumps(facts, indent=1) + "\n")
+        except OSError as error:
+            raise LmfError(f"--out {file} cannot be written: {error.strerror or error}.") from None
 
 
 def _chosen(plugins: Plugins, names: tuple[str, ...]) -> list[Kernel]:
