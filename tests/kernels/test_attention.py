@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from lmf import layers
 from lmf_kernels import attention as module
 from lmf_kernels.attention import attention, check_bounds
 from precisions import ALLOWED
@@ -257,7 +258,9 @@ GOOD = {
         ({"bounds": torch.zeros(2, dtype=torch.int32, device="meta")}, "cpu, cpu, cpu, meta; they must be on one"),
         ({"scale": 0.0}, "scale is 0.0; it must be positive"),
         ({"scale": float("nan")}, "scale is nan"),
-        ({"window": 0}, "window is 0; it must be 1 or more"),
+        ({"window": 0}, "window is 0; it must be a whole number from 1 on"),
+        ({"window": 2.5}, "window is 2.5"),
+        ({"softcap": float("inf")}, "softcap is inf"),
         ({"softcap": -1.0}, "softcap is -1.0; it must be positive"),
     ],
     ids=lambda each: "" if isinstance(each, dict) else None,
@@ -267,10 +270,12 @@ def test_what_cannot_be(wrong, text):
         attention(**GOOD | wrong)
 
 
-def test_a_cpu_without_the_interpreter_has_no_kernel(monkeypatch):
-    monkeypatch.setattr(module.knobs.runtime, "interpret", False)
-    with pytest.raises(ValueError, match="no kernel for cpu"):
-        attention(**GOOD)
+def test_where_kernels_do_not_run_the_definition_computes(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    given = tensors((5, 3))
+    expected = layers.attention(*given, (0, 5, 8), window=2)
+    assert torch.equal(attention(*given, (0, 5, 8), window=2), expected)
+    assert torch.equal(attention(*given, bounds_of((5, 3)), window=2), expected)
 
 
 def test_bounds_can_be_checked():
@@ -295,3 +300,23 @@ def test_every_head_size_has_blocks(architecture):
             for size in sizes:
                 blocks = module._blocks(kernel, size, dtype, architecture)
                 assert blocks.rows % 16 == 0 and blocks.keys % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((0, 3, 7), "from 0 to 7; they must go from 0 to the 8 positions"),
+        ((0, 3, 12), "from 0 to 12"),
+        ((2, 8), "from 2 to 8"),
+        ((0, 5, 3, 8), "must not fall, as they do from 5 to 3"),
+        ((0, 4.5, 8), "bounds are torch.float32"),
+        ((0,), r"of shape \(1,\)"),
+    ],
+)
+def test_lengths_that_do_not_add_up_are_refused(bounds, message):
+    given = tensors((8,))
+    with pytest.raises(ValueError, match=message):
+        attention(*given, bounds)
+    if not any(isinstance(bound, float) for bound in bounds):
+        with pytest.raises(ValueError, match=message):
+            attention(*given, torch.tensor(bounds, dtype=torch.int32))

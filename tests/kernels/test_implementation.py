@@ -62,8 +62,45 @@ def test_documents_end_to_end_are_read_apart():
     assert torch.allclose(together, torch.cat(apart), atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_documents_are_told_by_their_positions(rows):
+    ids = torch.randint(8, 300, (rows, 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    model = model_of("llama")
+    ours, theirs = (results(model, name, input_ids=ids, position_ids=positions) for name in (register(), "eager"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "none"])
+def test_under_autocast_it_computes_in_its_precision(side):
+    ids, mask = padded(side)
+    inputs = {"input_ids": ids} if side == "none" else {"input_ids": ids, "attention_mask": mask}
+    model = model_of("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (results(model, name, **inputs)[0].float() for name in (register(), "sdpa"))
+    assert float((ours - theirs).norm() / theirs.norm()) < 2e-2
+
+
+def test_without_a_kernel_it_computes_plainly(monkeypatch):
+    ids, mask = padded("left")
+    model = model_of("llama")
+    ours = results(model, register(), input_ids=ids, attention_mask=mask)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for a, b in zip(ours, results(model, register(), input_ids=ids, attention_mask=mask), strict=True):
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_of_pairs_is_refused():
+    model = model_of("llama")
+    model.set_attn_implementation(register())
+    with pytest.raises(ValueError, match=r"has no masks but of \(rows, tokens\)"):
+        model(input_ids=torch.arange(4)[None], attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
-def test_generation_with_a_cache_writes_the_same(kind):
+def test_generation_with_a_cache_writes_the_same(kind, cache):
     ids, mask = padded("left")
     model = model_of(kind)
     written = []
@@ -71,7 +108,14 @@ def test_generation_with_a_cache_writes_the_same(kind):
         model.set_attn_implementation(name)
         written.append(
             model.generate(
-                ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None
+                ids,
+                attention_mask=mask,
+                max_new_tokens=6,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+                cache_implementation=cache,
+                disable_compile=True,
             )
         )
     assert torch.equal(*written)

@@ -8,6 +8,7 @@ The gradients of keys and those of queries are made by a kernel each, without at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,6 @@ import torch
 from lmf import layers
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
-from triton import knobs
 
 from . import attention_triton
 from .tensors import on_device, plain
@@ -83,21 +83,25 @@ def attention(
         k: (N, K, D), where K divides H: heads of queries ``i * H // K`` up to the next share head ``i``.
         v: The same.
         bounds: Where documents begin, and N: 0, the end of the first, ..., N; numbers, or int32 on the device of q.
-            Such a tensor must not be changed afterwards, because what is made of it is kept as long as it lives. Its
-            values are not checked, as that would wait for the GPU; see ``check_bounds``.
+            Such a tensor must not be changed afterwards, because what is made of it is kept as long as it lives. On a
+            GPU its values are not checked, as that would wait for it; see ``check_bounds``.
         scale: What the scores are multiplied by; ``D ** -0.5`` by default.
         window: How many positions each one sees, itself included; all by default.
         softcap: Bound of the scores; none by default.
         hopper: Compute the forward pass by ``attention_hopper`` where that is possible.
 
     Raises:
-        ValueError: An argument is not as said here, or the device has no kernels.
+        ValueError: An argument is not as said here.
     """
+    if plain(q, k, v):
+        numbers = bounds.tolist() if isinstance(bounds, torch.Tensor) else bounds
+        return layers.attention(q, k, v, numbers, scale=scale, window=window, softcap=softcap)
     if not isinstance(bounds, torch.Tensor):
-        if plain(q, k, v):
-            return layers.attention(q, k, v, bounds, scale=scale, window=window, softcap=softcap)
+        check_bounds(torch.tensor(bounds), len(q))
         bounds = on_device(tuple(bounds), q.device)
     _check(q, k, v, bounds, scale, window, softcap)
+    if bounds.device.type == "cpu":
+        check_bounds(bounds, len(q))
     q, k, v = (_rows(x) for x in (q, k, v))
     options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap, hopper)
     return _Attention.apply(q, k, v, bounds, options)  # pyright: ignore
@@ -107,9 +111,12 @@ def check_bounds(bounds: torch.Tensor, count: int) -> None:
     """Raise if these are not the bounds of documents of ``count`` positions together. Waits for the GPU.
 
     Raises:
-        ValueError: They are not int32, do not begin with 0, do not end with ``count``, or fall.
+        ValueError: They are no whole numbers, do not begin with 0, do not end with ``count``, or fall.
     """
-    _check_form(bounds)
+    if bounds.dtype not in (torch.int32, torch.int64) or bounds.dim() != 1 or len(bounds) < 2:
+        raise ValueError(
+            f"bounds are {bounds.dtype} of shape {tuple(bounds.shape)}; they must be (documents + 1,) integers"
+        )
     values = bounds.tolist()
     if values[0] != 0 or values[-1] != count:
         raise ValueError(f"bounds go from {values[0]} to {values[-1]}; they must go from 0 to the {count} positions")
@@ -275,13 +282,11 @@ def _check(
     if not q.device == k.device == v.device == bounds.device:
         devices = ", ".join(str(x.device) for x in (q, k, v, bounds))
         raise ValueError(f"q, k, v and bounds are on {devices}; they must be on one device")
-    if q.device.type != "cuda" and not knobs.runtime.interpret:
-        raise ValueError(f"there is no kernel for {q.device.type}; only for cuda, or with TRITON_INTERPRET=1")
     if scale is not None and not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; it must be 1 or more, or None")
-    if softcap is not None and not softcap > 0:
+    if window is not None and (window < 1 or window != int(window)):
+        raise ValueError(f"window is {window}; it must be a whole number from 1 on, or None")
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be positive, or None")
 
 

@@ -5,17 +5,21 @@ Shapes: B rows of T positions, H heads of queries and K of keys and values, L po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lmf import layers
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from .attention import attention
+from .tensors import compute_dtype
 
 NAME = "lmf"
+_kept = WeakTensorKeyDictionary()  # bounds by masks and positions
 
 
 def register() -> str:
@@ -24,8 +28,41 @@ def register() -> str:
     A mask of padding goes with it: a name without one gets none, and padding would be attended to.
     """
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    AttentionMaskInterface.register(NAME, mask)
     return NAME
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int | torch.Tensor = 0,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | None = None,
+    **more: Any,
+) -> torch.Tensor | None:
+    """Return what ``attend`` needs to know: (B, at most L), False where there is padding, or None if there is none.
+
+    It is shorter than L where a cache has room that nothing was written to yet.
+
+    Args:
+        batch_size: B.
+        q_length: T.
+        kv_length: L.
+        q_offset: How many tokens came before.
+        kv_offset: How many of these the cache has not any more.
+        attention_mask: (B, tokens so far), of the user.
+        device: Where the mask is to be.
+        more: What the masks of others need.
+
+    """
+    given = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
+    found = flash_attention_mask(batch_size, q_length, kv_length, **given, **more)
+    written = int(q_offset) + q_length - int(kv_offset)
+    if written >= kv_length:
+        return found
+    return torch.ones(batch_size, written, dtype=torch.bool, device=device) if found is None else found[:, :written]
 
 
 def attend(
@@ -41,16 +78,17 @@ def attend(
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers asks for it; what padding gets is 0.
+    """Attend as transformers asks for it; what padding gets is 0. Under autocast it computes in that precision.
 
     Args:
         module: The attention layer.
         query: (B, H, T, D)
         key: (B, K, L, D); L is more than T where there is a cache, and then plain PyTorch computes.
         value: The same.
-        attention_mask: (B, L), False where there is padding; None if there is none.
+        attention_mask: What ``mask`` returned.
         scaling: Factor of the scores; 1 / sqrt(D) by default.
         dropout: Must be 0.
         sliding_window: Number of positions, itself included, that a token sees.
@@ -58,6 +96,7 @@ def attend(
         s_aux: Sinks; must be None.
         is_causal: Whether a token sees none of those after it; must be so.
         cu_seq_lens_q: Bounds of documents that lie end to end in one row; int32, (documents + 1,).
+        position_ids: (B or 1, T); without a mask and bounds, a document begins where they do not go on by one.
 
     Returns:
         (B, T, H, D), and no weights.
@@ -70,22 +109,48 @@ def attend(
         (dropout, "dropout"),
         (s_aux is not None, "sinks"),
         (not causal, "attention that is not causal"),
+        (attention_mask is not None and attention_mask.dim() != 2, "masks but of (rows, tokens)"),
     ):
         if asked:
             raise ValueError(f"The attention of lmf has no {what}; load the model with another attn_implementation.")
     options: dict[str, Any] = {"scale": scaling, "window": sliding_window, "softcap": softcap}
+    query, key, value = (x.to(compute_dtype(value)) for x in (query, key, value))
+    if attention_mask is not None:
+        key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
     rows, count = query.shape[0], query.shape[2]
     if count != key.shape[2]:
         return _after_others(query, key, value, attention_mask, options), None
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    if attention_mask is None:
-        bounds = tuple(range(0, rows * count + 1, count)) if cu_seq_lens_q is None else cu_seq_lens_q
-        return attention(q, k, v, bounds, **options).unflatten(0, (rows, count)), None
-    there = attention_mask.bool()
-    place = there.flatten().nonzero().squeeze(1)
-    bounds = torch.cat([there.new_zeros(1, dtype=torch.int32), there.sum(1).cumsum(0, dtype=torch.int32)])
-    found = attention(q[place], k[place], v[place], bounds, **options)
-    return torch.zeros_like(q).index_copy(0, place, found).unflatten(0, (rows, count)), None
+    if attention_mask is not None:
+        place, bounds = _kept_for(attention_mask, _unpadded)
+        found = attention(q[place], k[place], v[place], bounds, **options)
+        return torch.zeros_like(q).index_copy(0, place, found).unflatten(0, (rows, count)), None
+    bounds = cu_seq_lens_q
+    if bounds is None:
+        one_each = position_ids is None
+        bounds = tuple(range(0, rows * count + 1, count)) if one_each else _kept_for(position_ids, _documents, rows)
+    return attention(q, k, v, bounds, **options).unflatten(0, (rows, count)), None
+
+
+def _kept_for(tensor: torch.Tensor, make: Callable[..., Any], *more: Any) -> Any:
+    """Return what is made of a tensor, once for all layers: to look into it waits for the GPU."""
+    if tensor not in _kept:
+        _kept[tensor] = make(tensor, *more)
+    return _kept[tensor]
+
+
+def _unpadded(mask: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Return where there is no padding in the flattened rows, and the bounds of what is there."""
+    there = mask.bool()
+    return there.flatten().nonzero().squeeze(1), (0, *there.sum(1).cumsum(0).tolist())
+
+
+def _documents(position_ids: torch.Tensor, rows: int) -> tuple[int, ...]:
+    """Return the bounds of documents in rows that lie end to end: each begins where positions do not go on by one."""
+    begins = position_ids.diff(dim=1, prepend=position_ids[:, :1]) != 1
+    begins[:, 0] = True
+    begins = begins.expand(rows, -1).flatten()
+    return (*begins.nonzero().squeeze(1).tolist(), len(begins))
 
 
 def _after_others(

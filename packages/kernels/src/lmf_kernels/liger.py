@@ -14,7 +14,8 @@ from liger_kernel.ops import (  # pyright: ignore[reportMissingImports]
 )
 from lmf import LmfError, layers, losses
 
-from .providers import compute_dtype, lacks
+from .providers import lacks
+from .tensors import compute_dtype
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool = False) -> torch.Tensor:

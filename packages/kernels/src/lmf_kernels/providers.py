@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lmf import LmfError, layers, losses
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .tensors import on_device
+from .tensors import compute_dtype, on_device
 
 
 def load_flash_attn() -> Callable[..., torch.Tensor]:
@@ -99,12 +99,6 @@ def lacks(options: dict[str, Any], name: str) -> None:
     for option, value in options.items():
         if value is not None and (isinstance(value, torch.Tensor) or value != {"scale": 1.0}.get(option, 0.0)):
             raise LmfError(f"The kernel {name} computes a loss without {option}; leave it out of --kernels.")
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the precision in which matrices are multiplied: that of ``torch.autocast``, if it is on."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _longest(bounds: Sequence[int]) -> int:
