@@ -212,9 +212,9 @@ def test_a_flag_that_is_required(folder, flag):
     [
         (
             "trian full",
-            "No command is called 'trian'. Did you mean 'train'?\nInstalled: chat, data, doctor, eval, export, ",
+            "No command is called 'trian'. Did you mean 'train'?\nInstalled: bench, chat, data, doctor, eval, export, ",
         ),
-        ("nosuch", "No command is called 'nosuch'.\nInstalled: chat, data, doctor, eval, export, "),
+        ("nosuch", "No command is called 'nosuch'.\nInstalled: bench, chat, data, doctor, eval, export, "),
         ("train ful", "No tuning method is called 'ful'. Did you mean 'full'?\nInstalled: freeze, full"),
         ("plan trian full", "No objective is called 'trian'. Did you mean 'train'?\nInstalled: "),
         ("plan train nosuch", "No tuning method is called 'nosuch'.\nInstalled: freeze, full"),
