@@ -110,7 +110,7 @@ def test_who_goes_away_leaves_nothing_behind():
 
 def test_writing_stops_with_the_token_after_the_client_is_gone():
     chatter = chatter_of()
-    with hosted(engine_of(endless(0.02), chatter), chatter) as host:
+    with hosted(engine_of(endless(0.02), chatter, context=5000), chatter) as host:
         with socket.create_connection(("127.0.0.1", host.port)) as dropped:
             dropped.sendall(request(ask(max_tokens=3000, stream=True)))
             assert until(lambda: host.worker.writing == 1)
