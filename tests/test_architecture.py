@@ -37,6 +37,7 @@ RUNNING = (
     *("encoding.private", "encoding.encoder", "encoding.examples", "encoding.fit", "encoding.stream"),
     *("models", "losses", "layers", "memory.machine", "encoding.store", "encoding.material"),
     *(
+        "training.trials",
         "training.parts",
         "training.packing",
         "training.lean",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from lmf import Kernel, Plugins
+from lmf import Plugins
 
 from .groups import application
 
@@ -34,7 +34,8 @@ def plugin_group(plugins: Plugins) -> typer.Typer:
         table(["package", "version", "provides"], rows)
         if plugins.kernels:
             print()
-            kernels = [[kernel.name, kernel.part, kernel.summary, _runs(kernel)] for _, kernel in plugins.kernels.all()]
+            found = (kernel for _, kernel in plugins.kernels.all())
+            kernels = [[each.name, each.part, each.summary, each.reason() or "runs"] for each in found]
             table(["kernel", "computes", "what it is", "here"], kernels)
 
     @app.command()
@@ -72,13 +73,6 @@ def models(plugins: Plugins) -> Callable[..., None]:
         table(["family", "model types", "default template"], rows)
 
     return run
-
-
-def _runs(kernel: Kernel) -> str:
-    try:
-        return kernel.why_not() or "runs"
-    except Exception as error:  # of any type: it is a plugin's
-        return f"cannot tell: {type(error).__name__}: {error}"
 
 
 def _provides(provides: dict[str, list[str]]) -> str:

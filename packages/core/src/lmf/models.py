@@ -138,6 +138,13 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def logit_options(config: Any) -> tuple[float, float | None]:
+    """Return what a model multiplies its logits by, and their bound, if there is one."""
+    text = config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
+    return scale, getattr(text, "final_logit_softcapping", None)
+
+
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[set[int], list[str]]:
     """Return what ends a reply: ids, of texts that are one token and those of the model itself; and the other texts."""
     known, own = tokenizer.get_vocab(), inner(model).generation_config.eos_token_id

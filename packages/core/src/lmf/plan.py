@@ -201,7 +201,7 @@ def _kernels(settings: RunSettings, plugins: Plugins) -> dict[str, Kernel]:
     found: dict[str, Kernel] = {}
     if names == ("auto",):
         for _, kernel in plugins.kernels.all():
-            if kernel.automatic and kernel.part not in found and kernel.why_not() is None:
+            if kernel.automatic and kernel.part not in found and kernel.reason() is None:
                 found[kernel.part] = kernel
     given = [("kernels", name) for name in names if name not in ("auto", "none")]
     asked: dict[str, Kernel] = {}
@@ -211,7 +211,7 @@ def _kernels(settings: RunSettings, plugins: Plugins) -> dict[str, Kernel]:
             raise ConfigError(f"--attention {name}: that kernel computes {kernel.part}; give it to --kernels.")
         if asked.setdefault(kernel.part, kernel) is not kernel:
             raise ConfigError(f"Two kernels for {kernel.part}: {asked[kernel.part].name} and {name}; give one of them.")
-        if reason := kernel.why_not():
+        if reason := kernel.reason():
             raise LmfError(f"--{flag_} {name} cannot run here: {reason}.")
     return found | asked
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from .config import check_declaration
 from .conversation import Content, Kind, Record
@@ -213,6 +213,9 @@ class Optimizer:
     parallel: tuple[str, ...] = ("ddp",)
 
 
+Part = Literal["attention", "rms_norm", "add_rms_norm", "glu", "rotary", "linear_cross_entropy"]  # of a model
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A faster way to compute a part of a model.
@@ -234,8 +237,21 @@ class Kernel:
     summary: str
     why_not: Callable[[], str | None]
     load: Callable[[], Any]
-    part: Literal["attention", "rms_norm", "add_rms_norm", "glu", "rotary", "linear_cross_entropy"] = "attention"
+    part: Part = "attention"
     automatic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part not in get_args(Part):
+            raise PluginError(
+                f"the kernel {self.name!r} computes {self.part!r}; it must be {', '.join(get_args(Part))}"
+            )
+
+    def reason(self) -> str | None:
+        """Return why it cannot run on this machine, also if it cannot tell; None if it can run."""
+        try:
+            return self.why_not()
+        except Exception as error:  # of any type: it is a plugin's
+            return f"it cannot tell: {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

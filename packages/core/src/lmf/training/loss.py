@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..encoding.encoder import IGNORED, Example
 from ..losses import linear_cross_entropy
-from ..models import inner
+from ..models import inner, logit_options
 from ..specs import Criterion
 from .packing import Batch, pack, pad
 
@@ -115,9 +115,7 @@ def _parts(model: Any) -> Head | None:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if type(linear) is not nn.Linear or decoder in (None, model):
         return None
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return Head(decoder, linear, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(decoder, linear, *logit_options(model.config))
 
 
 def _agrees(model: nn.Module, head: Head, packed: bool) -> bool:

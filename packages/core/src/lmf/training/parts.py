@@ -14,10 +14,8 @@ from ..errors import LmfError
 from ..losses import linear_cross_entropy
 from ..report import Reporter
 from ..specs import Kernel
+from .trials import trials
 
-ROWS = 7  # of a trial; no multiple of any block
-LONG = 300  # those of attention on a GPU: several blocks
-WORDS = 5000  # of its vocabulary, at most
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # relative difference to the plain function
 
 
@@ -72,6 +70,8 @@ def load_parts(
     for part, kernel in kernels.items():
         try:
             function = kernel.load()
+            if not callable(function) and not (part == "attention" and isinstance(function, str)):
+                raise LmfError(f"load returned {function!r}, which is no function")
             if callable(function):
                 _try(part, function, config, dtype, device)
         except Exception as error:  # of any type: a compiler that does not know this device raises what it likes
@@ -143,38 +143,3 @@ def _copied(x: Any, wide: torch.dtype | None) -> Any:
         return x
     dtype = wide if wide and x.is_floating_point() else x.dtype
     return x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad)
-
-
-def trials(
-    part: str, config: Any, dtype: torch.dtype, device: torch.device
-) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return arguments of a part, by place and by name, in the sizes of a model: random, and always the same."""
-    text = config.get_text_config()
-    chance = torch.Generator().manual_seed(0)
-
-    def random(*shape: int, learned: bool = True) -> torch.Tensor:
-        values = torch.randn(*shape, generator=chance).to(device, dtype)
-        return values.requires_grad_(learned)
-
-    heads = text.num_attention_heads
-    shared = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    width, inside = text.hidden_size, getattr(text, "intermediate_size", 0)
-    if part == "rms_norm":
-        return [((random(ROWS, width), random(width), 1e-6), {})]
-    if part == "add_rms_norm":
-        return [((random(ROWS, width), random(ROWS, width), random(width), 1e-6), {})]
-    if part == "glu":
-        return [((random(ROWS, inside), random(ROWS, inside), "silu"), {})]
-    if part == "rotary":
-        angles = random(1, ROWS, size // 2, learned=False).repeat(1, 1, 2)  # the halves turn alike, as in models
-        return [((random(1, heads, ROWS, size), random(1, shared, ROWS, size), angles.cos(), angles.sin()), {})]
-    if part == "linear_cross_entropy":
-        words = min(text.vocab_size, WORDS)
-        targets = torch.randint(words, (ROWS,), generator=chance).to(device)
-        return [((random(ROWS, width), random(words, width), targets), {})]
-    rows = ROWS if device.type == "cpu" else LONG
-    inputs = (*(random(rows, count, size) for count in (heads, shared, shared)), (0, 3, rows))
-    softcap = getattr(text, "attn_logit_softcapping", None)
-    windows = dict.fromkeys([None, getattr(text, "sliding_window", None)])  # some models have layers of both kinds
-    return [(inputs, {"softcap": softcap, "window": window}) for window in windows]

@@ -68,7 +68,7 @@ def kernels(wanted: Wanted) -> None:
         facts["rows"] += rows
         _write(wanted.out, facts)
     for kernel in chosen:
-        if reason := kernel.why_not():
+        if reason := kernel.reason():
             print(f"not measured: {kernel.name}: {reason}")
 
 

@@ -67,7 +67,7 @@ def _contenders(case: Case, kernels: Sequence[Kernel], compiling: bool) -> Itera
             yield "torch.compile", lambda: torch.compile(case.formula, dynamic=False)
     yield PLAIN_NAME, lambda: getattr(PLAIN, case.part)
     for kernel in kernels:
-        if kernel.part == case.part and kernel.why_not() is None:
+        if kernel.part == case.part and kernel.reason() is None:
             yield kernel.name, kernel.load
 
 
