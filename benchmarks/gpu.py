@@ -128,12 +128,14 @@ class Bench:
         clock: The time that is left.
         rows: What was measured so far.
         folder: A place for configurations.
+        partial: Where rows of kernels are kept until the suite has ended.
     """
 
     device: torch.device
     shapes: Sequence[str]
     clock: Clock
     folder: Path
+    partial: Path
     rows: list[Row] = field(default_factory=list)
 
     def run(self, shape: str, case: Case, settings: Mapping[str, Any], **options: Any) -> Run:
@@ -163,6 +165,7 @@ class Bench:
         while not self.clock.over() and (row := next(found, None)) is not None:
             self.rows.append(row)
             print(*list(row.values())[:3], row.get("why", "done"), sep=", ", file=sys.stderr, flush=True)
+            self.partial.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
 
     def missing(self) -> str:
         """Return what a table must say if the time was up."""
@@ -503,14 +506,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if device.type == "cpu" and given.shape != ["tiny"]:
         sys.exit("--device cpu is too slow for these models; give --shape tiny with it.")
+    name = f"{'gpu' if device.type == 'cuda' else 'cpu'}-{given.suite}"
+    partial = given.results / f"{name}.partial.json"
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, given.shape, Clock(given.minutes), Path(folder))
+        bench = Bench(device, given.shape, Clock(given.minutes), Path(folder), partial)
         tables = SUITES[given.suite](bench)
     text = f"{header(device)}\n{tables}\n"
-    name = f"{'gpu' if device.type == 'cuda' else 'cpu'}-{given.suite}"
     found = {"header": header(device), "rows": bench.rows}
     (given.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (given.results / f"{name}.txt").write_text(text, encoding="utf-8")
+    partial.unlink(missing_ok=True)
     if given.suite != "e2e":
         kernel_suites.plot(given.suite, bench.rows, given.results / f"{name}.png")
     print(text)

@@ -63,7 +63,7 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch, tmp_path):
 
 
 def test_what_does_not_fit_or_has_no_time_is_a_row_with_the_reason_and_the_suite_goes_on(tmp_path):
-    bench = gpu.Bench(CPU, ["tiny"], gpu.Clock(1), tmp_path)
+    bench = gpu.Bench(CPU, ["tiny"], gpu.Clock(1), tmp_path, tmp_path / "x.json")
 
     def too_large() -> gpu.Row:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -34,6 +34,7 @@ def test_a_suite_measures_everything_on_a_tiny_model(suite, tmp_path):
         assert ours >= {"lmf-rms-norm", "lmf-add-rms-norm", "lmf-glu", "lmf-rotary", "lmf-cross-entropy"}
     text = (tmp_path / f"cpu-{suite}.txt").read_text()
     assert "not measured" in text and all(f"  {row['by']}" in text for row in rows)
+    assert not (tmp_path / f"cpu-{suite}.partial.json").exists()
     assert (tmp_path / f"cpu-{suite}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -79,6 +80,6 @@ def test_targets_of_other_parts_are_read_from_the_rows():
 
 
 def test_what_is_left_when_the_time_is_up_is_not_measured(tmp_path):
-    bench = gpu.Bench(gpu.torch.device("cpu"), ["tiny"], gpu.Clock(0), tmp_path)
+    bench = gpu.Bench(gpu.torch.device("cpu"), ["tiny"], gpu.Clock(0), tmp_path, tmp_path / "x.json")
     bench.extend({"part": "glu", "case": "tiny", "by": str(number)} for number in range(5))
     assert not bench.rows and "not measured" in bench.missing()

@@ -110,6 +110,23 @@ def empty(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return Norm.apply(x, weight)  # pyright: ignore
 
 
+def windowless(*given: Any, window: int | None = None, **more: Any) -> torch.Tensor:
+    return layers.attention(*given, **more)
+
+
+def test_a_window_that_is_longer_than_what_is_compared_is_compared_all_the_same():
+    case = attention(replace(SIZES, window=1500, softcap=None), [3000], "long")
+    row = measure(case, windowless, CPU, torch.float32, KNOWN)
+    assert row["why"].startswith("wrong: ")
+
+
+def test_an_attention_known_by_name_has_no_figures():
+    (kernel,) = (each for each in OURS if each.name == "lmf")
+    named = replace(kernel, name="named", load=lambda: "sdpa")
+    (row,) = rows_of([CASES[-1]], [named], CPU, torch.float32, KNOWN, compiling=False, plain=False)
+    assert row["by"] == "named" and row["why"] == "LmfError: transformers computes it, as 'sdpa'"
+
+
 def fails(*_: Any) -> Any:
     raise RuntimeError("no kernel\nimage")
 

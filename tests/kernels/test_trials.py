@@ -100,7 +100,7 @@ def test_a_kernel_may_refuse_an_option_but_not_all():
     ],
 )
 def test_what_a_model_asks_for_is_tried_before_a_run(what, more):
-    with pytest.raises(LmfError, match="^The kernel acme cannot compute .* here: it differs by"):
+    with pytest.raises(LmfError, match=r"^The kernel acme cannot compute .* here: it differs by"):
         parts_of(kernel(*WRONG[what]), config(**more))
 
 
@@ -113,9 +113,8 @@ def test_what_a_model_asks_for_is_tried_before_a_run(what, more):
 )
 def test_attention_that_no_kernel_computes_is_left_out_or_refused(more, reason):
     found, notes = parts_of(kernel("attention", layers.attention), config(**more), asked=False)
-    assert (
-        not found.kernels and notes == [f"attention is computed without the kernel acme: {reason}"]
-    ) or "values" in notes[0]
+    (note,) = notes
+    assert not found.kernels and note.startswith(f"attention is computed without the kernel acme: {reason}")
     with pytest.raises(LmfError, match=f"^The kernel acme cannot compute attention here: {reason}"):
         parts_of(kernel("attention", layers.attention), config(**more))
 

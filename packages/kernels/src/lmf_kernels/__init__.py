@@ -12,6 +12,7 @@ from lmf import Command, Kernel, hookimpl
 from .device import interpreted, no_gpu, why_not, why_not_hopper, why_not_others, why_not_torch
 
 MODULES = ("attention", "attention_hopper", "rms_norm", "glu", "rotary", "cross_entropy", "adamw")  # what has kernels
+UNTRIED = {"lmf-hopper"}  # what nobody has run on its GPU yet; it is measured only by its name
 PARTS = {
     "attention": ("lmf", "Causal attention within packed documents (FlashAttention-2)."),
     "rms_norm": ("lmf-rms-norm", "RMS norm, in one pass over a row."),

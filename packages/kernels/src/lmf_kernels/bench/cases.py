@@ -160,7 +160,8 @@ def parts(sizes: Sizes, tokens: int) -> list[Case]:
     def loss(random: Random, most: int, learned: bool) -> Made:
         rows = min(tokens, most)
         weight = (random(words, d, learned=False) * d**-0.5).requires_grad_(learned)
-        return (random(rows, d), weight, random.ids(rows, words)), {}
+        options = {"chunk": rows // 3 * words} if rows < tokens else {}  # several chunks, also of few rows
+        return (random(rows, d), weight, random.ids(rows, words)), options
 
     def case(part: str, make: Callable[[Random, int], Made], **more: Any) -> Case:
         return Case(part=part, name=more.pop("name", sizes.name), make=make, formula=FORMULAS[part], **more)
@@ -193,14 +194,14 @@ def attention(sizes: Sizes, lengths: Sequence[int], what: str) -> Case:
     """Return the attention of a model over documents of these lengths; ``what`` is how they are called."""
     heads, keys, size, window = sizes.heads, sizes.keys, sizes.size, sizes.window
     tokens = sum(lengths)
-    options = {"window": window, "softcap": sizes.softcap}
 
     def make(random: Random, most: int) -> Made:
         bounds = [0, *(end for end in itertools.accumulate(lengths) if end <= most)]
         if len(bounds) == 1:
             bounds.append(most)
         q, k, v = (random(bounds[-1], count, size) for count in (heads, keys, keys))
-        return (q, k, v, tuple(bounds)), dict(options)
+        seen = min(window, bounds[-1] // 3) if window and most < tokens else window  # one that hides something
+        return (q, k, v, tuple(bounds)), {"window": seen, "softcap": sizes.softcap}
 
     pairs = sum(_pairs(length, window) for length in lengths)
     return Case(
@@ -260,7 +261,7 @@ def _rotary(
     return turned(q), turned(k)
 
 
-def _loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
     logits = F.linear(hidden, weight)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lmf import ConfigError, Kernel, LmfError, Plugins, option
 from lmf.runs import write_file
 
+from .. import UNTRIED
 from ..device import no_gpu, why_not
 
 PACKAGES = ("lmf-kernels", "torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "flash-attn")
@@ -23,7 +24,7 @@ class Wanted:
     """What is measured, and where the figures go."""
 
     model: str = option("", "Model whose sizes are taken; by default those of Llama-3-8B.")
-    kernels: tuple[str, ...] = option(("all",), "Kernels: all that can run here, or names.", commas=True)
+    kernels: tuple[str, ...] = option(("all",), "Kernels: all that can run here but lmf-hopper, or names.", commas=True)
     tokens: int = option(8192, "Tokens of a batch.", min=16, max=2**20)
     dtype: Literal["bfloat16", "float16", "float32"] = option("bfloat16", "Precision.")
     device: Literal["cuda", "cpu"] = option("cuda", "Where; on a CPU, kernels for GPUs are their definitions.")
@@ -95,5 +96,5 @@ def _chosen(plugins: Plugins, names: tuple[str, ...]) -> list[Kernel]:
     if "all" in names and len(names) > 1:
         raise ConfigError(f"--kernels {','.join(names)}: give all alone, or names.")
     if names == ("all",):
-        return [kernel for _, kernel in plugins.kernels.all()]
+        return [kernel for _, kernel in plugins.kernels.all() if kernel.name not in UNTRIED]
     return [plugins.kernels[name] for name in names]

@@ -67,7 +67,12 @@ def measure(case: Case, function: Callable[..., Any], device: torch.device, dtyp
             return {"error": error, "why": f"wrong: {error:.1e} from float64"}
         return {"error": error, **_figures(case, function, device, dtype, known)}
     except Exception as error:  # of any type: a kernel of a plugin raises what it likes
-        return {"why": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        return failure(error)
+
+
+def failure(error: Exception) -> Row:
+    """Return a row that says why there are no figures."""
+    return {"why": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
 
 
 def _error(case: Case, function: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> float:
@@ -88,8 +93,8 @@ def _figures(case: Case, function: Callable[..., Any], device: torch.device, dty
         return list(result) if isinstance(result, tuple) else [result]
 
     def backward(outputs: list[torch.Tensor]) -> Any:
-        if not slopes:
-            slopes.extend(torch.ones_like(each) for each in outputs)
+        if not slopes:  # random ones, for multiplying equal numbers takes less power, and so less time
+            slopes.extend(torch.randn_like(each) for each in outputs)
         return torch.autograd.grad(outputs, learned, slopes)
 
     ahead, back = timed(forward, device, backward)
@@ -107,7 +112,7 @@ def _figures(case: Case, function: Callable[..., Any], device: torch.device, dty
 def timed(
     first: Callable[[], Any], device: torch.device, second: Callable[[Any], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Return the seconds of calls of a function, and of one that gets what it returned."""
+    """Return the seconds of calls of a function, and of one that gets what it returned, each from empty caches."""
     cuda = device.type == "cuda"
     room = min(FLUSHED, torch.cuda.get_device_properties(device).total_memory // 16) if cuda else 0
     flushed = torch.empty(room, dtype=torch.uint8, device=device)
@@ -119,17 +124,19 @@ def timed(
         if number >= WARM + FEWEST and time.perf_counter() > end:
             break
         flushed.zero_()
-        marks = [_mark(device)]
+        start = _mark(device)
         result = first()
-        marks.append(_mark(device))
+        marks = [(start, _mark(device))]
         if second:
+            flushed.zero_()
+            start = _mark(device)
             second(result)
-            marks.append(_mark(device))
+            marks.append((start, _mark(device)))
         del result
         if cuda:
             torch.cuda.synchronize(device)
         if number >= WARM:
-            for seconds, start, stop in zip(times, marks, marks[1:], strict=False):
+            for seconds, (start, stop) in zip(times, marks, strict=False):
                 seconds.append(start.elapsed_time(stop) / 1e3 if cuda else stop - start)
     return times
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .measure import Limits, Row, poisoned, timed
+from .measure import Limits, Row, failure, poisoned, timed
 
 COUNT = 2**27  # parameters
 CHECKED = 2**16
@@ -59,7 +59,7 @@ def measure_step(stepper: Stepper, device: torch.device, known: Limits, count: i
         step, _ = stepper.begin(weight, gradient)
         seconds = statistics.median(timed(step, device)[0])
     except Exception as error:  # of any type: a kernel raises what it likes
-        return {"why": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        return failure(error)
     least = known.least(stepper.moved * count, 0)
     return {"error": error, "forward": seconds, "forward share": least / seconds, "memory": None}
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lmf import Kernel
+from lmf import Kernel, LmfError
 from lmf.training.parts import PLAIN
 
 from .cases import Case
-from .measure import Limits, Row, measure
+from .measure import Limits, Row, failure, measure
 from .steps import COUNT, measure_step, steppers
 
 PLAIN_NAME = "plain"  # the definition, which a run takes without a kernel
@@ -23,6 +23,7 @@ def rows_of(
     dtype: torch.dtype,
     known: Limits,
     compiling: bool = True,
+    plain: bool = True,
 ) -> Iterator[Row]:
     """Measure cases, each by its formula, by its definition, and by the kernels of its part that can run here.
 
@@ -33,24 +34,25 @@ def rows_of(
         dtype: In which precision.
         known: What the device does at most.
         compiling: Whether formulas are compiled by ``torch.compile``, too.
+        plain: Whether formulas and definitions are measured.
 
     Yields:
         The part, the case, who computes it, the bytes and FLOPs of both passes, and the figures of ``measure``.
     """
     for case in cases:
-        for name, load in _contenders(case, kernels, compiling):
+        for name, load in _contenders(case, kernels, compiling, plain):
             try:
                 function = load()
-            except Exception as error:  # of any type: it is a plugin's
-                row: Row = {"why": f"{type(error).__name__}: {error}"}
-            else:
+                if not callable(function):
+                    raise LmfError(f"transformers computes it, as {function!r}")
                 row = measure(case, function, device, dtype, known)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            except Exception as error:  # of any type: it is a plugin's, or a kernel before it broke the device
+                row = failure(error)
             what = {"part": case.part, "case": case.name, "by": name}
             yield {**what, "moved": [each * dtype.itemsize for each in case.moved], "flops": list(case.flops), **row}
-        if case.eager:
-            torch.compiler.reset()  # what was compiled for these sizes
+        torch.compiler.reset()  # what was compiled for these sizes: after some recompilations torch compiles no more
 
 
 def steps_of(device: torch.device, known: Limits, ours: bool, count: int = COUNT) -> Iterator[Row]:
@@ -60,12 +62,15 @@ def steps_of(device: torch.device, known: Limits, ours: bool, count: int = COUNT
         yield {"part": "adamw", "case": f"{count:,} parameters", "by": stepper.name, **row}
 
 
-def _contenders(case: Case, kernels: Sequence[Kernel], compiling: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    if case.eager:
+def _contenders(
+    case: Case, kernels: Sequence[Kernel], compiling: bool, plain: bool
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    if case.eager and plain:
         yield "torch", lambda: case.formula
         if compiling:
             yield "torch.compile", lambda: torch.compile(case.formula, dynamic=False)
-    yield PLAIN_NAME, lambda: getattr(PLAIN, case.part)
+    if plain:
+        yield PLAIN_NAME, lambda: getattr(PLAIN, case.part)
     for kernel in kernels:
         if kernel.part == case.part and kernel.reason() is None:
             yield kernel.name, kernel.load
