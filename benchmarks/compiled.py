@@ -65,6 +65,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/compiled.json and .txt")
     options = parser.parse_args()
+    if options.record and options.only:
+        parser.error("--record is of all variants, without --only")
     os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted cannot be compiled
     from lmf_kernels import MODULES
 
@@ -85,7 +87,6 @@ def main() -> int:
         print("\n".join(f"{name}: spills {words}" for name, words in more.items()), file=sys.stderr)
         return 1
     if options.record:
-        assert not options.only, "a part of the variants is not recorded"
         (RESULTS / "compiled.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "compiled.txt").write_text("\n".join(lines) + "\n")
     return 0

@@ -228,7 +228,7 @@ class Kernel:
             the part: ``lmf.layers.rms_norm``, ``add_rms_norm``, ``glu``, ``rotary`` and ``attention``, or
             ``lmf.losses.linear_cross_entropy``. Of attention it may also return the name of an implementation that
             transformers knows; that one gets padded rows. On a device that it is not for, the function calls the plain
-            one.
+            one. What it does not compute, it refuses with an LmfError.
         part: What it computes.
         automatic: Whether ``--kernels auto`` takes it, if it is the first of its part that can run.
     """

@@ -89,7 +89,8 @@ def adamw_(
     tensors = (weight if remainder is None else weight.view(torch.int16), remainder, gradient, *moments[0], *moments[1])
     rate, root = lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
     numbers = map(float, (1 - lr * weight_decay, 1 - betas[0], betas[1], 1 - betas[1], rate, root, eps))
-    _adamw[grid](*tensors, rows, width, *numbers, BLOCK, SHARED, num_warps=WARPS)  # pyright: ignore
+    with torch.cuda.device_of(weight):  # Triton launches on the current one
+        _adamw[grid](*tensors, rows, width, *numbers, BLOCK, SHARED, num_warps=WARPS)  # pyright: ignore
 
 
 def _check(

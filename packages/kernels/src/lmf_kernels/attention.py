@@ -58,7 +58,7 @@ HALF = {
     ("keys", 90): [(64, _Blocks(64, 128, 8, 2)), (128, _Blocks(32, 128, 8, 2)), (256, _Blocks(32, 64, 8, 2))],
     ("keys", 100): [(128, _Blocks(64, 128, 8, 2)), (256, _Blocks(32, 64, 8, 2))],
 }
-FULL = {"forward": _Blocks(32, 16, 4, 1), "queries": _Blocks(16, 32, 8, 1), "keys": _Blocks(32, 16, 4, 1)}
+FULL = {"forward": _Blocks(32, 16, 8, 1), "queries": _Blocks(16, 16, 8, 1), "keys": _Blocks(16, 16, 8, 1)}
 
 
 def attention(
@@ -104,7 +104,8 @@ def attention(
         check_bounds(bounds, len(q))
     q, k, v = (_rows(x) for x in (q, k, v))
     options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap, hopper)
-    return _Attention.apply(q, k, v, bounds, options)  # pyright: ignore
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        return _Attention.apply(q, k, v, bounds, options)  # pyright: ignore
 
 
 def check_bounds(bounds: torch.Tensor, count: int) -> None:
@@ -314,7 +315,7 @@ def variants(architecture: int) -> list[Variant]:
     chosen = [(size, dtype, False, False) for dtype in half for size in (64, 80, 96, 128, 256)]
     chosen += [(128, dtype, window, softcap) for dtype in half for window, softcap in ((True, False), (False, True))]
     chosen += [(size, dtype, True, True) for dtype in half for size in (64, 80, 96, 128, 256)]
-    chosen += [(size, dtype, False, False) for dtype in full for size in (64, 128)]
+    chosen += [(size, dtype, both, both) for dtype in full for size in (64, 80, 96, 128, 256) for both in (False, True)]
     return [_variant(kernel, architecture, *each) for kernel in KERNELS for each in chosen]
 
 

@@ -74,9 +74,10 @@ def linear_cross_entropy(
         raise ValueError(f"chunk is {chunk}; it must be at least 1, or None for {BUDGET} bytes.")
     rows = max(1, (chunk or BUDGET // compute.itemsize) // _aligned(len(weight)))
     numbers = (float(scale), None if softcap is None else float(softcap), float(smoothing), float(z_loss))
-    return _LinearCrossEntropy.apply(  # pyright: ignore
-        hidden, weight, bias, targets, weights, numbers, rows, compute, torch.is_grad_enabled()
-    )
+    with torch.cuda.device_of(hidden):  # Triton launches on the current one
+        return _LinearCrossEntropy.apply(  # pyright: ignore
+            hidden, weight, bias, targets, weights, numbers, rows, compute, torch.is_grad_enabled()
+        )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -155,7 +156,7 @@ def _check(
     weights: torch.Tensor | None,
 ) -> None:
     """Raise a ValueError if a tensor does not fit the others."""
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(weight):
         raise ValueError(
             f"hidden is {tuple(hidden.shape)} and weight {tuple(weight.shape)}; they must be (K, d) and (V, d)."
         )

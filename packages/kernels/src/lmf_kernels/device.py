@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,8 +45,10 @@ def why_not_hopper() -> str | None:
 
     if torch.version.hip is not None or torch.cuda.get_device_capability() != (9, 0):
         return f"{torch.cuda.get_device_name()} is not what it is made for (compute capability 9.0)"
-    if version("triton").split(".")[:2] not in (["3", "6"], ["3", "7"]):
-        return f"it needs Triton 3.6 or 3.7, whose Gluon it is written in; {version('triton')} is here"
+    import triton
+
+    if triton.__version__.split(".")[:2] not in (["3", "6"], ["3", "7"]):
+        return f"it needs Triton 3.6 or 3.7, whose Gluon it is written in; {triton.__version__} is here"
     return None
 
 

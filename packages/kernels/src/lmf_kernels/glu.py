@@ -34,7 +34,8 @@ def glu(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
         raise ValueError(f"glu gets {gate.dtype} {tuple(gate.shape)} and {up.dtype} {tuple(up.shape)}.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"glu gets the activation {activation!r}; its kernel computes {' and '.join(ACTIVATIONS)}.")
-    return _GLU.apply(gate, up, activation == "silu")  # pyright: ignore
+    with torch.cuda.device_of(gate):  # Triton launches on the current one
+        return _GLU.apply(gate, up, activation == "silu")  # pyright: ignore
 
 
 class _GLU(torch.autograd.Function):

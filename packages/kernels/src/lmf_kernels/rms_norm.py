@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from .tensors import check_dtypes, plain
 
-WIDEST = 32768  # elements of a row that the registers of a program hold
+WIDEST = 16384  # elements of a row that the registers of a program hold
 PROGRAMS = 528  # of the backward pass: some for each multiprocessor of the largest GPUs
 
 
@@ -29,7 +29,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool 
     if plain(x, weight):
         return layers.rms_norm(x, weight, eps, offset=offset)
     _check("rms_norm", x, weight)
-    return _RMSNorm.apply(x, weight, eps, offset)  # pyright: ignore
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        return _RMSNorm.apply(x, weight, eps, offset)  # pyright: ignore
 
 
 def add_rms_norm(
@@ -45,15 +46,16 @@ def add_rms_norm(
     _check("add_rms_norm", x, weight, residual)
     if residual.shape != x.shape:
         raise ValueError(f"add_rms_norm gets {tuple(x.shape)} to add to {tuple(residual.shape)}.")
-    return _AddRMSNorm.apply(x, residual, weight, eps, offset)  # pyright: ignore
+    with torch.cuda.device_of(x):
+        return _AddRMSNorm.apply(x, residual, weight, eps, offset)  # pyright: ignore
 
 
 def _check(name: str, x: torch.Tensor, weight: torch.Tensor, *more: torch.Tensor) -> None:
     check_dtypes(name, x, weight, *more)
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"{name} gets a weight of {tuple(weight.shape)} for rows of {x.shape[-1]}.")
-    if x.shape[-1] > WIDEST:
-        raise ValueError(f"{name} gets rows of {x.shape[-1]:,}; its kernel takes up to {WIDEST:,}.")
+    if not 0 < x.shape[-1] <= WIDEST:
+        raise ValueError(f"{name} gets rows of {x.shape[-1]:,}; its kernel takes from 1 up to {WIDEST:,}.")
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -67,8 +69,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_x, to_weight = _slopes(given[0], None, ctx)
-        return to_x, to_weight if ctx.needs_input_grad[1] else None, None, None
+        return *_slopes(given[0], None, ctx, ctx.needs_input_grad[1]), None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -84,9 +85,9 @@ class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_total, to_weight = _slopes(given[0], given[1], ctx)
+        to_total, to_weight = _slopes(given[0], given[1], ctx, ctx.needs_input_grad[2])
         to_x, to_residual = (to_total.to(dtype) for dtype in ctx.dtypes)
-        return to_x, to_residual, to_weight if ctx.needs_input_grad[2] else None, None, None
+        return to_x, to_residual, to_weight, None, None
 
 
 def _normed(
@@ -108,20 +109,22 @@ def _normed(
     return y.view(x.shape), summed, factor
 
 
-def _slopes(by_y: torch.Tensor, by_total: torch.Tensor | None, ctx: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients by what was normalized, in the shape of ``by_y``, and by the weight."""
+def _slopes(
+    by_y: torch.Tensor, by_total: torch.Tensor | None, ctx: Any, learned: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the gradients by what was normalized, in the shape of ``by_y``, and by the weight if it is learned."""
     rows, weight, factor = ctx.saved_tensors
     slope = by_y.reshape(rows.shape).contiguous()
     more = None if by_total is None else by_total.reshape(rows.shape).contiguous()
     to_rows = torch.empty_like(rows)
     count, d = rows.shape
     programs = min(PROGRAMS, count)
-    parts = torch.empty(programs, d, dtype=torch.float32, device=rows.device)
+    parts = torch.empty(programs, d, dtype=torch.float32, device=rows.device) if learned else None
     if count:
         width, warps = _shape(d)
         tensors = (slope, more, rows, weight.contiguous(), factor, to_rows, parts)
         _backward[(programs,)](*tensors, count, d, ctx.offset, width, num_warps=warps)  # pyright: ignore
-    return to_rows.view(by_y.shape), parts.sum(0).to(weight.dtype)
+    return to_rows.view(by_y.shape), None if parts is None else parts.sum(0).to(weight.dtype)
 
 
 def _shape(d: int) -> tuple[int, int]:
@@ -163,7 +166,8 @@ def _backward(G, MORE, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.con
         x = tl.load(X + here, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(G + here, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(F + row)
-        to_weight += g * x * factor
+        if DW is not None:
+            to_weight += g * x * factor
         scaled = g * w
         along = tl.sum(scaled * x, 0) * factor * factor / d
         slope = (scaled - x * along) * factor
@@ -171,24 +175,36 @@ def _backward(G, MORE, X, W, F, DX, DW, rows, d, OFFSET: tl.constexpr, D: tl.con
             slope += tl.load(MORE + here, mask=inside, other=0.0).to(tl.float32)
         tl.store(DX + here, slope.to(DX.dtype.element_ty), mask=inside)
         here += programs.to(tl.int64) * d
-    tl.store(DW + program * d + at, to_weight, mask=inside)
+    if DW is not None:
+        tl.store(DW + program * d + at, to_weight, mask=inside)
 
 
 def variants(architecture: int) -> list[Any]:
     """Return what ``lmf_kernels.compiling`` is to compile; the same for every architecture."""
     from .compiling import Variant
 
+    def norm(way: str, dtype: str, weight: str, d: int, added: bool, offset: bool, learned: bool = True) -> Variant:
+        width, warps = _shape(d)
+        kind, here = f"*{dtype}", f"*{dtype}" if added else None
+        more: dict[str, Any] = {"W": f"*{weight}", "F": "*fp32", "d": "i32:16", "OFFSET": offset, "D": width}
+        words = ["add and"] * added + ["rms_norm", way, dtype, str(d)] + ["offset"] * offset
+        words += [f"weight {weight}"] * (weight != dtype) + ["frozen"] * (not learned)
+        if way == "forward":
+            y = kind if offset else f"*{weight}"
+            more |= {"X": kind, "RESIDUAL": here, "SUM": here, "Y": y, "eps": "fp32"}
+            return Variant(" ".join(words), _forward, more, warps)
+        slope = kind if offset else f"*{weight}"
+        more |= {"G": slope, "MORE": here, "X": kind, "DX": kind, "DW": "*fp32" if learned else None, "rows": "i32"}
+        return Variant(" ".join(words), _backward, more, warps)
+
     found = []
-    for dtype in ("bf16", "fp16", "fp32"):
-        for d in (1024, 4096, 8192):
-            width, warps = _shape(d)
+    for way in ("forward", "backward"):
+        for dtype in ("bf16", "fp16", "fp32"):
             for added in (False, True):
-                kind = f"*{dtype}"
-                name = f"{'add and ' * added}rms_norm"
-                pointers = {**dict.fromkeys("XWY", kind), **dict.fromkeys(("RESIDUAL", "SUM"), kind if added else None)}
-                more = {"F": "*fp32", "d": "i32:16", "eps": "fp32", "OFFSET": False, "D": width}
-                found.append(Variant(f"{name} forward {dtype} {d}", _forward, pointers | more, warps))
-                pointers = {**dict.fromkeys(("G", "X", "W", "DX"), kind), "MORE": kind if added else None}
-                more = {"F": "*fp32", "DW": "*fp32", "rows": "i32", "d": "i32:16", "OFFSET": False, "D": width}
-                found.append(Variant(f"{name} backward {dtype} {d}", _backward, pointers | more, warps))
+                found += [norm(way, dtype, dtype, d, added, False) for d in (1024, 4096, 8192, 16384)]
+                found.append(norm(way, dtype, dtype, 4096, added, True))
+                if dtype != "fp32":
+                    found.append(norm(way, dtype, "fp32", 4096, added, False))
+                if way == "backward":
+                    found.append(norm(way, dtype, dtype, 4096, added, False, learned=False))
     return found

@@ -37,7 +37,8 @@ def rotary(
     for x in (q, k):
         if x.shape[3 - heads] != cos.shape[1] or x.shape[-1] < cos.shape[-1] or cos.shape[0] not in (1, len(x)):
             raise ValueError(f"rotary gets {tuple(x.shape)} and the angles of {tuple(cos.shape)}.")
-    return _Rotary.apply(q, cos, sin, heads), _Rotary.apply(k, cos, sin, heads)  # pyright: ignore
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        return _Rotary.apply(q, cos, sin, heads), _Rotary.apply(k, cos, sin, heads)  # pyright: ignore
 
 
 class _Rotary(torch.autograd.Function):
@@ -121,13 +122,18 @@ def variants(architecture: int) -> list[Any]:
     from .compiling import Variant
 
     found = []
-    for dtype in ("bf16", "fp16", "fp32"):
-        for heads, size, width in ((32, 128, 128), (8, 256, 256), (32, 80, 32)):
-            arguments = dict.fromkeys(("X", "COS", "SIN", "Y"), f"*{dtype}")
-            arguments |= {f"{tensor}{dim}": "i32:16" for tensor in "xy" for dim in "bhn"}
-            arguments |= {"positions": "i32", "heads": "i32", "size": "i32:16", "batch_stride": "i32:16"}
-            arguments |= dict(zip(("HALF", "H", "R", "REST"), (width // 2, *_sizes(heads, width, size)), strict=True))
-            for back in (False, True):
-                name = f"rotary {'backward' if back else 'forward'} {dtype} {heads}x{size}, {width} turned"
-                found.append(Variant(name, _turn, arguments | {"BACK": back}, WARPS))
+    shapes = ((32, 128, 128), (8, 256, 256), (32, 80, 32))
+    chosen = [(dtype, dtype, *shape) for dtype in ("bf16", "fp16", "fp32") for shape in shapes]
+    chosen += [(dtype, "fp32", *shapes[0]) for dtype in ("bf16", "fp16")]  # angles of models under autocast
+    for dtype, angles, heads, size, width in chosen:
+        arguments = {f"{tensor}{dim}": "i32:16" for tensor in "xy" for dim in "bhn"}
+        arguments |= {"positions": "i32", "heads": "i32", "size": "i32:16", "batch_stride": "i32:16"}
+        arguments |= dict(zip(("HALF", "H", "R", "REST"), (width // 2, *_sizes(heads, width, size)), strict=True))
+        for back in (False, True):
+            # what comes out is as wide as the angles, and so are its gradients
+            kinds = dict(zip(("X", "Y"), (angles, dtype) if back else (dtype, angles), strict=True))
+            pointers = {name: f"*{kind}" for name, kind in (kinds | {"COS": angles, "SIN": angles}).items()}
+            name = f"rotary {'backward' if back else 'forward'} {dtype} {heads}x{size}, {width} turned"
+            name += f", angles {angles}" * (angles != dtype)
+            found.append(Variant(name, _turn, pointers | arguments | {"BACK": back}, WARPS))
     return found
