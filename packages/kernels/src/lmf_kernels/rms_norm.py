@@ -130,7 +130,7 @@ def _slopes(
 def _shape(d: int) -> tuple[int, int]:
     """Return the elements of a row as a program holds them, and its warps."""
     width = 1 << max(0, d - 1).bit_length()
-    return width, min(16, max(1, width // 512))
+    return width, min(32, max(1, width // 512))
 
 
 @triton.jit
