@@ -57,7 +57,6 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 
 ALONE, TOGETHER, DOCUMENTS = 1024, 2048, 4  # tokens of a document: for memory, and of four in a row for speed
 WARM, TIMED = 5, 20  # steps
-OTHERS = ("liger-kernel", "cut-cross-entropy", "flash-attn")
 DRAWS = 20  # intervals of LISA, of which the one that trains the lowest layer is measured
 SWITCHES = 200
 

@@ -96,7 +96,7 @@ def _measure(
     kernels = [kernel for _, kernel in Plugins().kernels.all()]
     for case in cases:
         found = [kernel for kernel in kernels if taken(case, kernel.name)]
-        add(rows_of([case], found, device, _dtype(device), known, compiling, plain))
+        add(rows_of(case, found, device, _dtype(device), known, compiling, plain))
 
 
 def _dtype(device: torch.device) -> torch.dtype:

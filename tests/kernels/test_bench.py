@@ -39,7 +39,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.part} {case.name}")
 def test_each_contender_is_compared_with_float64_and_timed(case):
-    rows = list(rows_of([case], OURS, CPU, torch.float32, KNOWN, compiling=False))
+    rows = list(rows_of(case, OURS, CPU, torch.float32, KNOWN, compiling=False))
     kernels = [kernel.name for kernel in OURS if kernel.part == case.part]
     assert [row["by"] for row in rows] == ["torch"] * case.eager + ["plain"] + kernels and kernels
     for row in rows:
@@ -123,7 +123,7 @@ def test_a_window_that_is_longer_than_what_is_compared_is_compared_all_the_same(
 def test_an_attention_known_by_name_has_no_figures():
     (kernel,) = (each for each in OURS if each.name == "lmf")
     named = replace(kernel, name="named", load=lambda: "sdpa")
-    (row,) = rows_of([CASES[-1]], [named], CPU, torch.float32, KNOWN, compiling=False, plain=False)
+    (row,) = rows_of(CASES[-1], [named], CPU, torch.float32, KNOWN, compiling=False, plain=False)
     assert row["by"] == "named" and row["why"] == "LmfError: transformers computes it, as 'sdpa'"
 
 

@@ -49,11 +49,16 @@ def linear_cross_entropy(
     if chunk is None:
         chunk = _elements(hidden.device)
     rows = max(1, chunk // weight.shape[0])
-    device = hidden.device.type
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    compute = autocast_dtype(hidden)
     numbers = (scale, softcap, smoothing, z_loss)
     learns = torch.is_grad_enabled()  # autograd tells which inputs need gradients, not whether any are wanted
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, numbers, rows, compute, learns)  # pyright: ignore
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the precision in which a product of x is computed: that of ``torch.autocast``, if it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -97,8 +97,7 @@ def attention(
         numbers = bounds.tolist() if isinstance(bounds, torch.Tensor) else bounds
         return layers.attention(q, k, v, numbers, scale=scale, window=window, softcap=softcap)
     if not isinstance(bounds, torch.Tensor):
-        check_bounds(torch.tensor(bounds), len(q))
-        bounds = on_device(tuple(bounds), q.device)
+        bounds = _checked(tuple(bounds), len(q), q.device)
     _check(q, k, v, bounds, scale, window, softcap)
     if bounds.device.type == "cpu":
         check_bounds(bounds, len(q))
@@ -106,6 +105,12 @@ def attention(
     options = _Options(float(q.shape[-1] ** -0.5 if scale is None else scale), window, softcap, hopper)
     with torch.cuda.device_of(q):  # Triton launches on the current one
         return _Attention.apply(q, k, v, bounds, options)  # pyright: ignore
+
+
+@lru_cache(4)  # all layers of a model get the same
+def _checked(bounds: tuple[int, ...], count: int, device: torch.device) -> torch.Tensor:
+    check_bounds(torch.tensor(bounds), count)
+    return on_device(bounds, device)
 
 
 def check_bounds(bounds: torch.Tensor, count: int) -> None:

@@ -62,8 +62,7 @@ def linear_cross_entropy(
     if plain(hidden, weight, targets):
         options: dict[str, Any] = {"bias": bias, "weights": weights, "scale": scale, "softcap": softcap, "chunk": chunk}
         return losses.linear_cross_entropy(hidden, weight, targets, **options, smoothing=smoothing, z_loss=z_loss)
-    device = hidden.device.type
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    compute = losses.autocast_dtype(hidden)
     check_dtypes("linear_cross_entropy", hidden[:0].to(compute), weight)
     _check(hidden, weight, targets, bias, weights)
     if softcap is not None and softcap <= 0:

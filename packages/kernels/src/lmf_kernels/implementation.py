@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from lmf import layers
+from lmf.losses import autocast_dtype
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from .attention import attention
-from .tensors import compute_dtype
 
 NAME = "lmf"
 _kept = WeakTensorKeyDictionary()  # bounds by masks and positions
@@ -55,7 +55,6 @@ def mask(
         attention_mask: (B, tokens so far), of the user.
         device: Where the mask is to be.
         more: What the masks of others need.
-
     """
     given = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
     found = flash_attention_mask(batch_size, q_length, kv_length, **given, **more)
@@ -114,7 +113,7 @@ def attend(
         if asked:
             raise ValueError(f"The attention of lmf has no {what}; load the model with another attn_implementation.")
     options: dict[str, Any] = {"scale": scaling, "window": sliding_window, "softcap": softcap}
-    query, key, value = (x.to(compute_dtype(value)) for x in (query, key, value))
+    query, key, value = (x.to(autocast_dtype(value)) for x in (query, key, value))
     if attention_mask is not None:
         key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
     rows, count = query.shape[0], query.shape[2]

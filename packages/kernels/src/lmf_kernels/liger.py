@@ -15,7 +15,6 @@ from liger_kernel.ops import (  # pyright: ignore[reportMissingImports]
 from lmf import LmfError, layers, losses
 
 from .providers import lacks
-from .tensors import compute_dtype
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool = False) -> torch.Tensor:
@@ -70,7 +69,7 @@ def linear_cross_entropy(
         return losses.linear_cross_entropy(hidden, weight, targets, **options, **more)
     more.pop("chunk", None)
     lacks(more, "liger-cross-entropy")
-    dtype = compute_dtype(hidden)
+    dtype = losses.autocast_dtype(hidden)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     given = (hidden, weight, targets, bias, None, -100, z_loss, smoothing, "sum", softcap)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lmf import LmfError, layers, losses
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .tensors import compute_dtype, on_device
+from .tensors import on_device
 
 
 def load_flash_attn() -> Callable[..., torch.Tensor]:
@@ -83,7 +83,7 @@ def load_cut_cross_entropy() -> Callable[..., torch.Tensor]:
             return losses.linear_cross_entropy(hidden, weight, targets, softcap=softcap, **more)
         more.pop("chunk", None)
         lacks(more, "cut-cross-entropy")
-        dtype = compute_dtype(hidden)
+        dtype = losses.autocast_dtype(hidden)
         options = {"softcap": softcap, "reduction": "sum", "filter_eps": None}
         return compute(hidden.to(dtype), weight.to(dtype), targets, **options)
 

@@ -23,12 +23,6 @@ def on_device(bounds: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
 
 
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the precision in which matrices are multiplied: that of ``torch.autocast``, if it is on."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
 def check_dtypes(name: str, *tensors: torch.Tensor) -> None:
     """Raise ValueError if a tensor has a precision that kernels do not compute in."""
     for x in tensors:

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..encoding.encoder import IGNORED, Example
 from ..layers import attend
+from ..losses import autocast_dtype
 from .parts import Parts
 
 ATTENTION = "lmf_packed"
@@ -224,8 +225,7 @@ def attention(
     """
     assert bounds and attention_mask is None
     if kernel and not caches and not dropout:
-        device = query.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        dtype = autocast_dtype(query)
         q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
         return kernel(q, k, v, bounds, scale=scaling, window=sliding_window, softcap=softcap)[None], None
     lengths = [end - start for start, end in itertools.pairwise(bounds)]

@@ -61,7 +61,7 @@ def kernels(wanted: Wanted) -> None:
     asked = {kernel.part for kernel in chosen}
     facts: dict[str, Any] = {"bandwidth": known.bandwidth, "rate": known.rate, "rows": []}
     _write(wanted.out, facts)  # before anything takes long
-    measured = [rows_of([case], chosen, device, dtype, known, compiling=cuda) for case in cases if case.part in asked]
+    measured = [rows_of(case, chosen, device, dtype, known, compiling=cuda) for case in cases if case.part in asked]
     if wanted.kernels == ("all",) and cuda:
         measured.append(steps_of(device, known, why_not() is None))
     for rows in map(list, measured):

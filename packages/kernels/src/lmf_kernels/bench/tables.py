@@ -13,11 +13,9 @@ from .cases import Case
 from .measure import Limits, Row, failure, measure
 from .steps import COUNT, measure_step, steppers
 
-PLAIN_NAME = "plain"  # the definition, which a run takes without a kernel
-
 
 def rows_of(
-    cases: Sequence[Case],
+    case: Case,
     kernels: Sequence[Kernel],
     device: torch.device,
     dtype: torch.dtype,
@@ -25,10 +23,10 @@ def rows_of(
     compiling: bool = True,
     plain: bool = True,
 ) -> Iterator[Row]:
-    """Measure cases, each by its formula, by its definition, and by the kernels of its part that can run here.
+    """Measure a case by its formula, by its definition, and by the kernels of its part that can run here.
 
     Args:
-        cases: What is measured.
+        case: What is measured.
         kernels: The kernels.
         device: Where.
         dtype: In which precision.
@@ -39,20 +37,19 @@ def rows_of(
     Yields:
         The part, the case, who computes it, the bytes and FLOPs of both passes, and the figures of ``measure``.
     """
-    for case in cases:
-        for name, load in _contenders(case, kernels, compiling, plain):
-            try:
-                function = load()
-                if not callable(function):
-                    raise LmfError(f"transformers computes it, as {function!r}")
-                row = measure(case, function, device, dtype, known)
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-            except Exception as error:  # of any type: it is a plugin's, or a kernel before it broke the device
-                row = failure(error)
-            what = {"part": case.part, "case": case.name, "by": name}
-            yield {**what, "moved": [each * dtype.itemsize for each in case.moved], "flops": list(case.flops), **row}
-        torch.compiler.reset()  # what was compiled for these sizes: after some recompilations torch compiles no more
+    for name, load in _contenders(case, kernels, compiling, plain):
+        try:
+            function = load()
+            if not callable(function):
+                raise LmfError(f"transformers computes it, as {function!r}")
+            row = measure(case, function, device, dtype, known)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        except Exception as error:  # of any type: it is a plugin's, or a kernel before it broke the device
+            row = failure(error)
+        what = {"part": case.part, "case": case.name, "by": name}
+        yield {**what, "moved": [each * dtype.itemsize for each in case.moved], "flops": list(case.flops), **row}
+    torch.compiler.reset()  # what was compiled for these sizes: after some recompilations torch compiles no more
 
 
 def steps_of(device: torch.device, known: Limits, ours: bool, count: int = COUNT) -> Iterator[Row]:
@@ -70,7 +67,7 @@ def _contenders(
         if compiling:
             yield "torch.compile", lambda: torch.compile(case.formula, dynamic=False)
     if plain:
-        yield PLAIN_NAME, lambda: getattr(PLAIN, case.part)
+        yield "plain", lambda: getattr(PLAIN, case.part)
     for kernel in kernels:
         if kernel.part == case.part and kernel.reason() is None:
             yield kernel.name, kernel.load
@@ -90,10 +87,8 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 def _cells(row: Row) -> str:
     if "why" in row:
         return f" {row['why']}"
-    error, memory = (
-        f"{row['error']:9.1e}",
-        f"{row['memory'] / 1e6:9,.0f}" if row.get("memory") is not None else f"{'-':>9}",
-    )
+    error = f"{row['error']:9.1e}"
+    memory = f"{'-':>9}" if row.get("memory") is None else f"{row['memory'] / 1e6:9,.0f}"
     if "both" in row:
         return f"{error}{'':>13}{'both':>9}{_micro(row['both'])}{row['both share']:9.0%}{memory}"
     back = f"{_micro(row['backward'])}{row['backward share']:9.0%}" if "backward" in row else f"{'-':>13}{'-':>9}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lmf.losses import autocast_dtype
 from peft.tuners.lora import Linear
 from torch import nn
 
@@ -25,8 +26,7 @@ class UpdatedLinear(Linear):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         base = self.get_base_layer()
-        device = x.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        compute = autocast_dtype(x)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         return _Update.apply(x.to(compute), base.weight, base.bias, a, b, self.scaling[name])  # pyright: ignore
 
