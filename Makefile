@@ -27,6 +27,7 @@ $(VENV)/.installed: pyproject.toml $(MEMBERS:=/pyproject.toml) scripts/install_t
 
 $(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1 llama-models==0.3.0  # for their tokenizers
 	@touch $@
 
 install: $(VENV)/.installed  ## install every package, editable, into .venv

@@ -14,7 +14,7 @@ from lmf import ConfigError, Message, Plugins, RunSettings, config
 from lmf.conversation import ROLES, Conversation, Preference, Ranking, Unpaired
 
 from .catalogue import catalogue
-from .flags import HELP, Columns, Format, columns_of
+from .flags import HELP, Columns, Format
 from .groups import Command, Group, application
 from .listings import Json, table
 from .rewriting import rewriting
@@ -153,6 +153,7 @@ def data_group(plugins: Plugins) -> typer.Typer:
 
 
 def _read(data: Sequence[str], plugins: Plugins, format: str | None, columns: Sequence[str] | None) -> Originals:
+    from lmf.data.mixture import columns_of
     from lmf.data.originals import read_originals
 
     return read_originals(data, plugins, format, columns_of(columns or (), plugins))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Optional
 
 import typer
-from lmf import Plugins, RunSettings, config
+from lmf import RunSettings, config
 
 KNOWN = ("objective", "method")  # keys of a run file that are not settings
 HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(RunSettings)}
@@ -85,20 +84,6 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
     made = command(headings, run, plain=[parameter for parameter in plain if parameter.name not in kinds])  # type: ignore[arg-type]
     made.__doc__ = function.__doc__
     return made
-
-
-def columns_of(given: Sequence[str], plugins: Plugins) -> dict[str, str]:
-    """Return the column for each key that ``--columns`` names.
-
-    Raises:
-        ConfigError: It names a key that no format has.
-    """
-    from lmf.formats.datasetinfo import KEYS, parse_columns
-
-    if not given:
-        return {}
-    examples = [json.loads(form.example) for _, form in plugins.formats.all()]
-    return parse_columns(",".join(given), KEYS.union(*examples))
 
 
 def value_of(kind: type, name: str, text: str) -> Any:

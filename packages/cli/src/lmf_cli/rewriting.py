@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from lmf import ConfigError, Plugins
 
-from .flags import Columns, Format, columns_of
+from .flags import Columns, Format
 from .groups import Command
 from .saving import check_outputs, save
 
@@ -49,6 +49,7 @@ def rewriting(app: typer.Typer, plugins: Plugins) -> None:
         force: Force = False,
     ) -> None:
         """Write data in another kind of file, in another format, or with marks and prompts around its texts."""
+        from lmf.data.mixture import columns_of
         from lmf.data.originals import read_objects, read_originals
         from lmf.data.rewrite import changed, converted
 

@@ -19,6 +19,7 @@ from .splits import restore_split
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+NEW_TOKENS = "lmf_new_tokens"  # the key of config.json for the first id that was added to a vocabulary, and the end
 SAMPLED = 64  # values of each weight in a fingerprint
 
 
@@ -136,6 +137,11 @@ def fingerprint(model: nn.Module) -> str:
 def inner(model: Any) -> Any:
     """Return the model inside an adapter of peft, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def added_tokens(config: Any) -> range:
+    """Return the ids that ``lmf vocab apply`` added to the vocabulary of a model."""
+    return range(*getattr(config, NEW_TOKENS, (0, 0)))
 
 
 def logit_options(config: Any) -> tuple[float, float | None]:

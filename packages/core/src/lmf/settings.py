@@ -85,6 +85,9 @@ class RunSettings:
     )
 
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Precision; bfloat16 where the hardware has it.")
+    train_new_tokens_only: bool = option(
+        False, "Of embeddings and output head, train the rows of new tokens (lmf vocab apply), and no others."
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     attention: str | None = option(None, "Kernel for attention; by default as --kernels says.")
     kernels: tuple[str, ...] = option(

@@ -177,7 +177,7 @@ def _read(names: Sequence[str], settings: RunSettings, kind: Kind, plugins: Plug
         kind,
         plugins,
         format=settings.format,
-        columns=columns_of(settings, plugins),
+        columns=columns_of(settings.columns, plugins),
         on_bad_record=settings.on_bad_record,
     )
     if not texts:
@@ -188,16 +188,16 @@ def _read(names: Sequence[str], settings: RunSettings, kind: Kind, plugins: Plug
     ]
 
 
-def columns_of(settings: RunSettings, plugins: Plugins) -> dict[str, str]:
+def columns_of(given: Sequence[str], plugins: Plugins) -> dict[str, str]:
     """Return the column for each key that ``--columns`` names.
 
     Raises:
         ConfigError: It names a key that no format has.
     """
-    if not settings.columns:
+    if not given:
         return {}
     examples = [json.loads(form.example) for _, form in plugins.formats.all()]
-    return parse_columns(",".join(settings.columns), KEYS.union(*examples))
+    return parse_columns(",".join(given), KEYS.union(*examples))
 
 
 def systems(settings: RunSettings, kind: Kind, count: int) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class RecordStream:
         self._mix = settings.mix
         self._skip = settings.on_bad_record == "skip"
         self._formats = Formats(kind, plugins, settings.format)
-        columns = columns_of(settings, plugins)
+        columns = columns_of(settings.columns, plugins)
         found = [find(name, plugins) for name in names]
         self._inputs = [[replace(i, columns=columns) if columns else i for i in inputs] for inputs in found]
         self.bad = 0

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorE
 from ..encoding.encoder import Example
 from ..encoding.material import Material
 from ..errors import LmfError
-from ..models import load_config
+from ..models import added_tokens, load_config
 from ..plan import Plan
 from ..specs import Criterion
 from ..training import packing
@@ -87,6 +87,7 @@ def most_work(plan: Plan, material: Material | None = None) -> Work:
         later=settings.batch_size * longest > tokens,
         steps=max(1, steps),
         rows=len(material.tokenizer) if material else 0,
+        new=tuple(added_tokens(config)) if settings.train_new_tokens_only else (),
     )
 
 
@@ -168,7 +169,7 @@ class _Run:
         self.settings, self.learner, self.criterion, self.device = plan.settings, learner, criterion, device
         self.model: Any = learner.model.train()
         rate = plan.settings.learning_rate or plan.method.learning_rate
-        groups = learner.tuner.groups(self.model, rate, plan.settings.weight_decay)
+        groups = learner.groups(rate, plan.settings.weight_decay)
         self.optimizer = plan.optimizer.build(groups)
         self.update = update_of(self.model, self.optimizer, plan.settings)
         self.ledger = Ledger(device, self.model.config.get_text_config().vocab_size)

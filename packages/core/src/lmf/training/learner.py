@@ -15,7 +15,7 @@ from ..encoding.examples import Examples
 from ..encoding.material import Material
 from ..encoding.stream import Stream
 from ..errors import ConfigError
-from ..models import fingerprint, load_config, load_model, stops
+from ..models import added_tokens, fingerprint, inner, load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
 from ..sources import Source, family
@@ -25,6 +25,9 @@ from .lean import lean
 from .loss import find_head, use_loss
 from .packing import Batch
 from .parts import PLAIN, Parts, load_parts
+from .rows import Rows
+
+NAMED = 20  # new tokens that are told by their names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +41,10 @@ class Learner:
         packed: Whether examples are laid end to end.
         padding: The share of what is computed that is padding.
         compute: Precision of the forward pass.
-        new_tokens: Ids of the template's tokens that the base never learned.
+        new_tokens: Ids of tokens that the base never learned: the template's, and those that were added to it.
         base: The fingerprint of the base model; "" without weights.
         kernels: The names of the kernels at work, by the parts that they compute.
+        rows: Where only the rows of new tokens are trained, what has such rows.
     """
 
     model: nn.Module
@@ -52,6 +56,7 @@ class Learner:
     new_tokens: tuple[int, ...]
     base: str = ""
     kernels: Mapping[str, str] = field(default_factory=dict)
+    rows: Rows | None = None
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay examples out as this model takes them."""
@@ -68,6 +73,13 @@ class Learner:
             copy = parameter.requires_grad and device.type == "cpu"
             parameter.data = parameter.data.to(self.dtype(parameter), copy=copy)
         self.model.to(device)
+        if self.rows:
+            self.rows.hold()
+
+    def groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups."""
+        groups = self.tuner.groups(self.model, learning_rate, weight_decay)
+        return self.rows.groups(groups) if self.rows else groups
 
     def precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass.
@@ -97,7 +109,13 @@ def check_tuner(plan: Plan) -> None:
     Raises:
         LmfError: The method cannot work with its options, or here.
     """
-    _tuner(plan, family(load_config(plan.model, plan.settings.trust_remote_code).model_type, plan.plugins))
+    config = load_config(plan.model, plan.settings.trust_remote_code)
+    _tuner(plan, family(config.model_type, plan.plugins))
+    if plan.settings.train_new_tokens_only and not added_tokens(config):
+        raise ConfigError(
+            f"--train-new-tokens-only: no tokens were added to {plan.model.asked}. Make a model with new ones: "
+            "lmf vocab apply."
+        )
 
 
 def load_learner(
@@ -140,12 +158,16 @@ def load_learner(
     if len(material.tokenizer) > tokens:
         model.resize_token_embeddings(len(material.tokenizer))
     grown = range(tokens, len(material.tokenizer))  # rows that the tokenizer has and the model had not
-    new = sorted({*material.added, *grown, *unlearned(model, material)})
+    added = added_tokens(config) if settings.train_new_tokens_only else range(0)
+    new = sorted({*material.added, *grown, *unlearned(model, material), *added})
     if new:
-        names = ", ".join(material.tokenizer.convert_ids_to_tokens(new))
-        report.note(f"the base model never learned {names}: their embeddings are trained too")
+        names = material.tokenizer.convert_ids_to_tokens(new)
+        told = ", ".join(names) if len(names) <= NAMED else f"{len(names):,} tokens"
+        report.note(f"the base model never learned {told}: their embeddings are trained too")
     _set_stops(model, material)
     learner = replace(_prepared(plan, model, spec, tuner, new, device, parts, report), base=base)
+    if (count := len(added_tokens(config))) and not added and not any(p.requires_grad for p in _ends(learner.model)):
+        report.note(f"the rows of {count:,} added tokens stay as they are; --train-new-tokens-only trains them")
     if settled:
         learner.settle(device)
     if not learner.packed:
@@ -208,6 +230,13 @@ def stored_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
     return torch.float32 if compute == torch.float32 else None
 
 
+def _ends(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the input embeddings and the output head."""
+    base: Any = inner(model)
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    return [parameter for module in ends if module is not None for parameter in module.parameters()]
+
+
 def _padded(parts: Parts) -> str | None:
     """Return the name of an implementation of attention that wants padded rows; None if ours is used."""
     return parts.attention if isinstance(parts.attention, str) else None
@@ -244,6 +273,12 @@ def _prepared(
         use_loss(model, parts.linear_cross_entropy)
     used = _used(plan, parts, done, report)
     model = tuner.prepare(model, new)
+    rows = Rows(model, new) if settings.train_new_tokens_only else None
+    if rows and rows.matrices and plan.sharing.way != "ddp":
+        raise ConfigError(
+            f"--train-new-tokens-only cannot hold rows of {', '.join(rows.matrices)}, which --parallel "
+            f"{plan.sharing.way} divides. Use --parallel ddp, or the method lora, which has the new rows apart."
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"The method {plan.method.name!r} leaves no parameter to train with these settings.")
     return Learner(
@@ -255,6 +290,7 @@ def _prepared(
         compute=compute,
         new_tokens=tuple(new),
         kernels=used,
+        rows=rows if rows and rows.matrices else None,
     )
 
 

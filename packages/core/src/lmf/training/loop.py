@@ -130,10 +130,11 @@ class _Run:
         self.done = 0
         self.best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest held-out loss
         self.since_best = 0  # evaluations since then
+        self.kept = learner.rows.digest() if learner.rows else ""
+        self.checked = False  # whether the optimizer has shown that it leaves these rows alone
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        groups = self.learner.tuner.groups(self.model, self.rate, self.settings.weight_decay)
-        return self.plan.optimizer.build(groups)
+        return self.plan.optimizer.build(self.learner.groups(self.rate, self.settings.weight_decay))
 
     def work(self) -> None:
         """Train until the last step, an early stop or a signal, and save."""
@@ -209,6 +210,7 @@ class _Run:
             say(f"computing step {self.done + 1}")
             entry = self._step(chunk)
             self.done += 1
+            self._check_rows(once=True)
             tokens = sum(len(e.ids) for e in chunk)
             entry = {
                 "step": self.done,
@@ -463,6 +465,7 @@ class _Run:
     def _finish(self, status: str) -> None:
         """Save the model that the run gives out, and close the record."""
         self.saving.finish()
+        self._check_rows()
         if self.settings.save_best and self.best and self.best["step"] != self.done:
             self._load_best(self.best["step"])
         save_model(
@@ -477,6 +480,13 @@ class _Run:
             self.report.note(note)
         self.record.values["ended"] = status
         self.record.write("finished", self.done, self.best)
+
+    def _check_rows(self, once: bool = False) -> None:
+        """See that rows which are not trained are what they were; once means after the first step only."""
+        rows = self.learner.rows
+        if rows and not (once and self.checked):
+            rows.check(self.kept)
+            self.checked = True
 
     def _load_best(self, step: int) -> None:
         if step == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmf import ConfigError, ModelSpec, Tuner, TuningMethod, hookimpl, option
+from lmf import ModelSpec, Tuner, TuningMethod, hookimpl, option
 from lmf.settings import WAYS
 
 
@@ -27,8 +27,6 @@ class FreezeOptions:
 def build_freeze(options: FreezeOptions, spec: ModelSpec) -> Tuner:
     from .freeze import FreezeTuner
 
-    if not (options.last_layers or options.first_layers or options.modules):
-        raise ConfigError("freeze trains nothing so far: give --last-layers, --first-layers or --modules.")
     return FreezeTuner(options, spec)
 
 

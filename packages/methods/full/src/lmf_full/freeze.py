@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmf import ConfigError, ModelSpec, Tuner
+from lmf import ConfigError, ModelSpec, RunSettings, Tuner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,14 @@ class FreezeTuner(Tuner):
     def __init__(self, options: FreezeOptions, spec: ModelSpec):
         self.options = options
         self.path = spec.layers
+
+    def configure(self, settings: RunSettings) -> None:
+        options = self.options
+        if not (options.last_layers or options.first_layers or options.modules or settings.train_new_tokens_only):
+            raise ConfigError(
+                "freeze trains nothing so far: give --last-layers, --first-layers, --modules or "
+                "--train-new-tokens-only."
+            )
 
     def prepare(self, model: nn.Module, new_tokens: Sequence[int] = ()) -> nn.Module:
         options = self.options
@@ -39,7 +47,7 @@ class FreezeTuner(Tuner):
             trained += found
         if new_tokens:
             base: Any = model
-            trained += [base.get_input_embeddings(), base.get_output_embeddings()]
+            trained += [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
         model.requires_grad_(False)
         for module in trained:
             module.requires_grad_(True)
