@@ -150,7 +150,7 @@ def _extended(file: Path, vocabulary: SentencePiece) -> bytes:
     for id in range(len(model.pieces), vocabulary.old):
         model.pieces.add(piece=names.get(id, f"<unused{id}>"), score=0.0, type=CONTROL)
     for piece in vocabulary.added:
-        score = np.nextafter(score - np.float32(1), -np.float32(np.inf))  # lower, also where 1 is less than the last bit
+        score = np.nextafter(score - np.float32(1), -np.float32(np.inf))  # lower, be it only by a bit
         model.pieces.add(piece=piece, score=float(score), type=NORMAL)
     model.trainer_spec.vocab_size = len(model.pieces)
     return model.SerializeToString()
