@@ -60,9 +60,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=10)
     options = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("lmf-vocab", "torch", "transformers", "tokenizers"))
-    print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(f"{date.today()}, {machine}, Python {platform.python_version()}, {versions}\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(lmf("vocab", "extend", options.model, folder / "tokenizer", "--data", TEXTS, "--pieces", options.pieces))

@@ -39,6 +39,7 @@ RUNNING = (
     *(
         "training.trials",
         "training.parts",
+        "training.rows",
         "training.packing",
         "training.lean",
         "training.loss",

@@ -158,10 +158,3 @@ def test_the_plan_forecasts_it(model, data, tmp_path):
     done = lmf("plan", "pretrain", "freeze", *common, "--train-new-tokens-only")
     assert done.code == 0, done.err
     assert "memory" in done.out
-
-
-def test_freeze_that_trains_nothing_is_refused(model, data, tmp_path):
-    with pytest.raises(ConfigError) as refused:
-        run(model, data, tmp_path / "out", "freeze", objective="pretrain")
-    told = "freeze trains nothing so far: give --last-layers, --first-layers, --modules or --train-new-tokens-only."
-    assert str(refused.value) == told

@@ -119,7 +119,9 @@ def test_freezing_everything_is_refused_before_the_model_is_loaded(tiny, data, t
     monkeypatch.setattr(lmf.training.learner, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError) as refused:
         run(tiny, data, tmp_path / "out", "freeze")
-    assert str(refused.value) == "freeze trains nothing so far: give --last-layers, --first-layers or --modules."
+    assert str(refused.value) == (
+        "freeze trains nothing so far: give --last-layers, --first-layers, --modules or --train-new-tokens-only."
+    )
 
 
 @pytest.mark.parametrize("options", [{"last_layers": -1}, {"first_layers": 1.5}, {"modules": ("",)}])

@@ -506,7 +506,7 @@ def test_rows_of_a_head_with_a_bias_are_refused():
     with pytest.raises(ConfigError) as error:
         prepared(base, NEW, target=("q_proj",))
     assert str(error.value) == (
-        "The template has tokens that the model never learned, so their rows of lm_head must be trained, "
+        "There are tokens that the model never learned, so their rows of lm_head must be trained, "
         "but peft would leave out the bias of lm_head.\n"
         "Train it whole with --modules-to-save lm_head, or choose another --template."
     )

@@ -96,7 +96,7 @@ def find_rows(
         else:
             continue
         raise ConfigError(
-            f"The template has tokens that the model never learned, so their rows of {path} must be trained, "
+            f"There are tokens that the model never learned, so their rows of {path} must be trained, "
             f"but {problem}.\nTrain it whole with --modules-to-save {path}, or choose another --template."
         )
     return rows

@@ -105,7 +105,7 @@ def seconds_to_write(chatter: Chatter, text: str) -> float:
 
 def sped_up(base: Chatter, extended: Chatter, texts: Sequence[str], rounds: int = 3) -> float:
     """Return how many times faster the extended model writes a beginning of the texts than the base."""
-    text = base.tokenizer.decode(bare(base, "\n".join(texts[:8]))[:WRITTEN]).rstrip("\ufffd")
+    text = str(base.tokenizer.decode(bare(base, "\n".join(texts[:8]))[:WRITTEN])).rstrip("\ufffd")
     both: list[tuple[float, float]] = []
     for _ in range(rounds + 1):  # the first time warms up
         both.append((seconds_to_write(base, text), seconds_to_write(extended, text)))
