@@ -18,7 +18,7 @@ SOURCES = sorted(file for leaf in LEAVES for file in (leaf / "src").rglob("*.py"
 
 # Each module imports only what stands before it. Those of DESCRIBING run before torch is loaded.
 DESCRIBING = (
-    *("errors", "cgroups", "config", "conversation"),
+    *("errors", "cgroups", "config", "conversation", "rope"),
     *(
         f"templates.{name}"
         for name in ("template", "bounds", "sandbox", "jinja", "shield", "traits", "thoughts", "calls")
@@ -40,6 +40,7 @@ RUNNING = (
         "training.trials",
         "training.parts",
         "training.rows",
+        "training.angles",
         "training.packing",
         "training.lean",
         "training.loss",
@@ -50,7 +51,7 @@ RUNNING = (
         "training.background",
         "training.supply",
         *(f"generate.{name}" for name in ("sampling", "text", "caches", "drafts", "engine", "batch", "opening")),
-        *(f"evaluate.{name}" for name in ("likelihood", "asking", "running")),
+        *(f"evaluate.{name}" for name in ("likelihood", "asking", "lengths", "running")),
         "training.learner",
         *(f"parallel.{name}" for name in ("mapping", "copies", "sharded", "zero", "sharing")),
         "parallel.launch",

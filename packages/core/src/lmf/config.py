@@ -223,7 +223,8 @@ def _check(where: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}; it must be a list.")
         if bounds.get("commas"):
-            value = [part.strip() for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
+            parts = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
+            value = [_part(part, typing.get_args(kind)[0]) for part in parts]
         return tuple(_check(where, item, typing.get_args(kind)[0], bounds) for item in value)
     if value == "" and kind in (str, Path):
         raise ConfigError(f"{where} is empty.")
@@ -242,6 +243,14 @@ def _check(where: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
     else:
         _check_number(where, value, bounds)
     return value
+
+
+def _part(part: Any, kind: Any) -> Any:
+    """Return one of several values that commas separate: the number that a text stands for, where one is wanted."""
+    if not isinstance(part, str):
+        return part
+    text = part.strip()
+    return int(text) if kind is int and re.fullmatch(r"[+-]?[0-9]+", text) else text
 
 
 def _check_choice(where: str, value: Any, choices: Sequence[Any]) -> Any:

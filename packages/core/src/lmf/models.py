@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .errors import LmfError
+from .rope import scale
 from .sources import Source, check_tokenizer, shards
 from .splits import restore_split
 
@@ -47,17 +48,20 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> PreTraine
 
 
 def load_config(source: Source, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Load the configuration of a model.
+    """Load the configuration of a model, with its positions scaled where that is asked for.
 
     Raises:
-        LmfError: It is missing, damaged, or needs code that was not trusted.
+        LmfError: It is missing, damaged, or needs code that was not trusted, or its positions cannot be scaled.
     """
     from transformers import AutoConfig
 
     with _explained(source):
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             source.path, trust_remote_code=trust_remote_code, **({"gguf_file": source.gguf} if source.gguf else {})
         )
+    if source.rope:
+        scale(config, source.rope, source.asked)
+    return config
 
 
 def load_model(
@@ -78,7 +82,8 @@ def load_model(
         trust_remote_code: Run code that the model brings.
 
     Raises:
-        LmfError: A tensor is missing, foreign, misshapen or not finite, or a file is unreadable.
+        LmfError: A tensor is missing, foreign, misshapen or not finite, a file is unreadable, or the positions of the
+            model cannot be scaled.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -91,6 +96,8 @@ def load_model(
     elif not allow_pickle:
         options["use_safetensors"] = True
     options["ignore_mismatched_sizes"] = True  # told below, by name
+    if source.rope:
+        options["config"] = load_config(source, trust_remote_code)
     with _explained(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
     model, info = loaded

@@ -25,6 +25,7 @@ from .evaluate.sources import Items, find_tasks, limited, read_items
 from .parallel.choice import ONE, Sharing, check_sharing, sharing_of
 from .parallel.words import started_again
 from .plugins import Plugins
+from .rope import scaling_of
 from .runs import LOCK_FILE, RUN_FILE, checkpoints, read_run, resume_command
 from .settings import AUTO, AUTO_TOKENS, LOOKUP, NEWEST, Opening, RunSettings
 from .sources import Source, find_model
@@ -141,6 +142,7 @@ def make_plan(
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=way.learning_rate)
         origins = {**(origins or {}), "learning_rate": f"default of {way.name}"}
+    rope = scaling_of(settings.rope, settings.rope_factor)
     template = named_template(settings.template, plugins)
     optimizer = plugins.optimizers[settings.optimizer]
     if reason := optimizer.why_not():
@@ -168,7 +170,7 @@ def make_plan(
     else:
         data = training_data(settings, goal.data, plugins)
     held_out = held_out_data(settings, goal.data, plugins)
-    model = find_model(settings.model, plugins, settings.allow_pickle)
+    model = dataclasses.replace(find_model(settings.model, plugins, settings.allow_pickle), rope=rope)
     if template is None and model.template:
         template = plugins.templates[model.template]
     plan = Plan(
@@ -226,6 +228,8 @@ def _tasks(settings: RunSettings, plugins: Plugins) -> tuple[Items, ...]:
     tasks = [task for task, _ in find_tasks(settings.eval_tasks, plugins).values()]
     if unsafe := [task.name for task in tasks if task.runs_code]:
         raise ConfigError(f"--eval-tasks {unsafe[0]} runs what the model writes; measure it afterwards, by lmf eval.")
+    if long := [task.name for task in tasks if task.of_length]:
+        raise ConfigError(f"--eval-tasks {long[0]} asks at several lengths; measure it afterwards, by lmf eval.")
     return tuple(limited(read_items(task, plugins), settings.eval_limit) for task in tasks)
 
 

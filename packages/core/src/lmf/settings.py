@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .config import option
+from .rope import FACTOR, ROPE, Rope
 
 OUT = Path("out")
 NEWEST, AUTO = "newest", "auto"  # of --resume
@@ -47,6 +48,8 @@ class RunSettings:
     reasoning: Literal["strip", "keep", "disable"] = option(
         "strip", "Thoughts: as the template does it by itself, also those of earlier turns, or none at all."
     )
+    rope: Rope | None = option(None, ROPE)
+    rope_factor: float | None = option(None, FACTOR, above=1)
     max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
     on_overflow: Literal["error", "drop", "truncate-left", "truncate-right", "split"] = option(
         "drop", "What to do with longer examples; truncate-right keeps the whole replies that fit."
@@ -180,6 +183,14 @@ class Evaluation:
     )
     prompt_structure: str | None = option(None, "A text with {input} where the prompt stands, in place of a template.")
     max_tokens: int | None = option(None, "Longest reply in tokens; as the task has it by default.", min=1)
+    rope: Rope | None = option(None, ROPE)
+    rope_factor: float | None = option(None, FACTOR, above=1)
+    lengths: tuple[int, ...] = option(
+        (),
+        "Tokens of the problems of tasks by length; powers of two up to what the model reads by default.",
+        commas=True,
+        min=2,
+    )
     samples: int = option(1, "Replies to each problem; more than one needs --temperature.", min=1, max=256)
     temperature: float = option(0.0, "0 takes the likeliest token each time; above, tokens are drawn.", min=0, max=10)
     window: int = option(1024, "Tokens of a text that are read at a time, where its likelihood is asked.", min=2)

@@ -12,6 +12,7 @@ from typing import Any
 from .data.cache import cache_folder as cache_folder
 from .errors import ConfigError, LmfError, PluginError, UnknownName, did_you_mean
 from .plugins import Plugins
+from .rope import Scaling
 from .specs import Checkpoint, ModelSpec
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -29,12 +30,14 @@ class Source:
         path: A folder, or a hub id.
         gguf: The GGUF file in the folder to read instead of safetensors.
         template: The template that its checkpoint declares.
+        rope: How its positions are scaled when it is loaded; None for leaving them as they are.
     """
 
     asked: str
     path: str
     gguf: str | None = None
     template: str | None = None
+    rope: Scaling | None = None
 
     @property
     def folder(self) -> Path | None:

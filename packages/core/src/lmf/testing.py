@@ -526,6 +526,7 @@ def check_task(task: EvalTask, folder: Path, plugins: Plugins | None = None) -> 
         folder: An empty folder, for a tiny model.
         plugins: Where its data are looked up; by default what is installed.
     """
+    from .evaluate.lengths import at_lengths
     from .evaluate.running import Evaluator, score, totals
     from .evaluate.sources import limited, read_items
     from .generate.caches import runner_for
@@ -538,6 +539,8 @@ def check_task(task: EvalTask, folder: Path, plugins: Plugins | None = None) -> 
     chatter = open_model(str(tiny_checkpoint(folder)), plugins)
     runner = runner_for(chatter.model)
     asked = Evaluation(template="none", shots=min(task.shots, len(items.examples) - 1), max_tokens=4, on_overflow="cut")
+
+    items = limited(at_lengths(items, asked, chatter)[0], TASK_ITEMS)
 
     def sums(items: Items, done: Container[int] = ()) -> dict[str, dict[str, tuple[float, ...]]]:
         found = [one for some in Evaluator(items, asked, chatter, runner).run(done) for one in some]

@@ -8,7 +8,7 @@ from typing import Any
 from lmf import Command, EvalTask, Metric, hookimpl
 
 from .answers import METRICS
-from .benchmarks import commonsense, exams, lmflow, medicine, samples, science, truthfulness, writing
+from .benchmarks import commonsense, exams, lengths, lmflow, medicine, samples, science, truthfulness, writing
 from .texts import TEXT_METRICS
 from .tools import TOOL_METRICS
 
@@ -26,7 +26,7 @@ def lmf_commands() -> list[Command]:
 
 @hookimpl
 def lmf_tasks() -> list[EvalTask]:
-    modules = (samples, science, commonsense, exams, medicine, truthfulness, writing, lmflow)
+    modules = (samples, science, commonsense, exams, medicine, truthfulness, writing, lmflow, lengths)
     return [task for module in modules for task in module.TASKS]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lmf import ConfigError, EvalTask, Evaluation, Opening, Plugins
 from lmf.evaluate.sources import Items, find_tasks, limited, read_items
 from lmf.plan import check_opening
+from lmf.rope import scaling_of
 
 from .command import Wanted
 
@@ -43,7 +44,8 @@ class Order:
     def settings(self) -> dict[str, Any]:
         """Return all that decides on the figures of a task, by name."""
         adapter = None if self.wanted.adapter is None else str(self.wanted.adapter)
-        return {"model": self.model, "adapter": adapter, **asdict(self.evaluation)}
+        lengths = list(self.evaluation.lengths) or None  # as JSON has them
+        return {"model": self.model, "adapter": adapter, **asdict(self.evaluation), "lengths": lengths}
 
 
 def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plugins) -> Order:
@@ -52,6 +54,7 @@ def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plug
     Raises:
         LmfError: Something is not there, or cannot be used.
     """
+    scaling_of(evaluation.rope, evaluation.rope_factor)
     check_opening(model, Opening(template=opened_with(evaluation)), plugins)
     if wanted.adapter is not None and not wanted.adapter.is_dir():
         raise ConfigError(f"--adapter {wanted.adapter}: there is no such folder.")
@@ -70,11 +73,18 @@ def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plug
             raise ConfigError(
                 f"The task {task.name} runs what the model writes on this machine; --allow-code-execution allows it."
             )
+    if evaluation.lengths and not any(task.of_length for task in tasks):
+        raise ConfigError("--lengths: none of these tasks is by length, as passkey and long_ppl are.")
     data = _data(wanted.data, tasks)
-    limit, seed = evaluation.limit, evaluation.seed
-    items = tuple(limited(read_items(task, plugins, data.get(task.name)), limit, seed) for task in tasks)
+    items = tuple(_items(task, plugins, data.get(task.name), evaluation) for task in tasks)
     out = wanted.out or Path("eval") / _name(model, wanted)
     return Order(model, wanted, evaluation, plugins, items, files, harness, out)
+
+
+def _items(task: EvalTask, plugins: Plugins, data: str | None, evaluation: Evaluation) -> Items:
+    """Read the problems of a task; those of one by length are made later, and limited then."""
+    found = read_items(task, plugins, data)
+    return found if task.of_length else limited(found, evaluation.limit, evaluation.seed)
 
 
 def opened_with(evaluation: Evaluation) -> str:

@@ -31,13 +31,14 @@ def print_table(results: Mapping[str, Any]) -> None:
 
 
 def write_reports(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write ``report.md``, and ``report.png`` where matplotlib is installed."""
+    """Write ``report.md``, and where matplotlib is installed ``report.png``, and ``by-length.png`` of some tasks."""
     write_file(folder / "report.md", markdown(results))
     try:
         import matplotlib as _  # noqa: F401
     except ImportError:
         return
     plot(results, folder / "report.png")
+    plot_lengths(results, folder / "by-length.png")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -67,6 +68,41 @@ def plot(results: Mapping[str, Any], file: Path) -> None:
     if found:
         errors = [1.96 * (each.error or 0) for _, each in found]
         picture(file, results["model"], [name for name, _ in found], [each.value for _, each in found], errors)
+
+
+def plot_lengths(results: Mapping[str, Any], file: Path) -> None:
+    """Draw the first figure of each task by length, over the tokens of its problems, with its 95% interval."""
+    tasks = {name: result for name, result in results["tasks"].items() if result.get("by_length")}
+    if not tasks:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(6, 1 + 3 * len(tasks)), layout="constrained")
+    FigureCanvasAgg(made)
+    for axes, (name, result) in zip(made.subplots(len(tasks), squeeze=False)[:, 0], tasks.items(), strict=True):
+        figure = next(iter(result["figures"]), None)
+        points = [
+            (int(length), found["figures"][figure])
+            for length, found in result["parts"].items()
+            if figure in found["figures"]
+        ]
+        values = [each["value"] for _, each in points]
+        axes.errorbar(
+            [length for length, _ in points],
+            values,
+            [1.96 * (each["error"] or 0) for _, each in points],
+            capsize=3,
+            marker="o",
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([length for length, _ in points], [f"{length:,}" for length, _ in points])
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(f"{name} ({figure})")
+    made.suptitle(results["model"])
+    partial = file.with_name(f".{file.name}.partial")
+    made.savefig(partial, format="png", dpi=120)
+    partial.replace(file)
 
 
 def picture(file: Path, title: str, names: Sequence[str], values: Sequence[float], errors: Any) -> None:

@@ -56,7 +56,15 @@ def parts_of(task: EvalTask, lines: Sequence[Mapping[str, Any]]) -> dict[str, di
         parts.setdefault(line["part"], []).append(line)
     if set(parts) <= {""}:
         return {}
-    return {name: {"items": len(some), "figures": scores_of(task, some)} for name, some in sorted(parts.items())}
+    return {
+        name: {"items": len(some), "figures": scores_of(task, some)} for name, some in sorted(parts.items(), key=_place)
+    }
+
+
+def _place(part: tuple[str, Any]) -> tuple[int, str]:
+    """Return where a part stands: numbers, as lengths are, by their value."""
+    name, _ = part
+    return (int(name), "") if name.isdecimal() else (0, name)
 
 
 def items_file(folder: Path, task: str) -> Path:

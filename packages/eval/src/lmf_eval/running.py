@@ -15,6 +15,7 @@ from typing import Any
 
 from lmf import Chosen, ConfigError, Likelihood, Written
 from lmf.config import flag
+from lmf.evaluate.lengths import at_lengths
 from lmf.evaluate.metrics import metrics_of
 from lmf.evaluate.running import Evaluator, score
 from lmf.evaluate.sources import Item, Items
@@ -48,8 +49,9 @@ def measure(order: Order) -> None:
     if results["tasks"] and results["weights"] != weights:
         raise ConfigError(f"{order.out} has figures of {results['model']} with other weights; name another --out.")
     results |= {"model": order.model, "weights": weights, **_circumstances(order)}
-    evaluators = [Evaluator(items, order.evaluation, chatter, runner) for items in order.items]  # all, before the first
-    pairs = list(zip(order.items, evaluators, strict=True))
+    made = [at_lengths(items, order.evaluation, chatter) for items in order.items]
+    told = {items.task.name: notes for items, notes in made}
+    pairs = [(items, Evaluator(items, order.evaluation, chatter, runner)) for items, _ in made]  # all, before the first
     asked_for = [_asked(order, items, evaluator, results["weights"]) for items, evaluator in pairs]
     for asked in asked_for:
         _check_same(order, asked, results["tasks"].get(asked["task"]))
@@ -57,7 +59,9 @@ def measure(order: Order) -> None:
         if items.task.name in results["tasks"] and items_file(order.out, items.task.name).exists():
             print(f"{items.task.name}: the figures are there already", file=sys.stderr)
             continue
-        results["tasks"][items.task.name] = _measured(order, items, evaluator, asked)
+        result = _measured(order, items, evaluator, asked)
+        result["notes"] = [*told[items.task.name], *result["notes"]]
+        results["tasks"][items.task.name] = result
         write_results(order.out, results)
     for name in order.harness:
         from .harness import called, measure_harness
@@ -131,6 +135,7 @@ def _measured(order: Order, items: Items, evaluator: Evaluator, asked: Mapping[s
         "in": _form(order, evaluator),
         "figures": figures,
         "parts": parts_of(task, ordered),
+        "by_length": task.of_length is not None,
         "notes": _notes(evaluator, ordered, [each.name for each in metrics_of(task) if each.name not in figures]),
         "seconds": round(time.monotonic() - began, 1),
     }

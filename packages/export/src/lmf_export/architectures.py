@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 from lmf import LmfError
+from lmf.rope import positions as positions_of
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Describe = Callable[[GGUFWriter, Any], None]
@@ -134,7 +135,7 @@ def describe(writer: GGUFWriter, architecture: Architecture, config: Any) -> Non
     Raises:
         LmfError: llama.cpp does not scale positions so.
     """
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(positions_of(config) or config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmf import ConfigError, Opening, Plugins, option
+from lmf.rope import FACTOR, ROPE, Rope, scaling_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +17,8 @@ class Weights:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "Precision; as they are by default.")
     shard_size: str = option("5GB", "Largest file of weights.")
     template: str = option("auto", "Another template than the model's own: a name or a Jinja file.")
+    rope: Rope | None = option(None, ROPE)
+    rope_factor: float | None = option(None, FACTOR, above=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,7 @@ def hf(model: str, out: str, weights: Weights) -> None:
 
     An adapter is put into the weights of its base. The folder is checked as lmf export check does.
     """
+    scaling_of(weights.rope, weights.rope_factor)
     from lmf.saving import check_shard_size
 
     check_shard_size(weights.shard_size)

@@ -9,6 +9,7 @@ import torch
 from lmf import LmfError, Plugins
 from lmf.generate.opening import Chatter, open_model
 from lmf.models import quiet
+from lmf.rope import scaling_of
 from lmf.saving import save_folder, write_new
 
 from .findings import PROBE, Finding, compared, jinja_of
@@ -32,7 +33,8 @@ def write(model: str, out: Path, plugins: Plugins, weights: Weights) -> Findings
         What was found in it.
     """
     quiet()
-    chatter = open_model(model, plugins, weights.template, merged=True)
+    rope = scaling_of(weights.rope, weights.rope_factor)
+    chatter = open_model(model, plugins, weights.template, merged=True, rope=rope)
     whole: Any = chatter.model
     if weights.dtype != "auto":
         whole.to(getattr(torch, weights.dtype))

@@ -80,36 +80,47 @@ class Asker:
         """Return the ids of the prompt of a problem, where ``room`` tokens may follow."""
         with _named(item):
             problem, shots = item.problem, self._shots(item)
-            if self.templated:
-                ids = self._chat(problem.prompt, problem, shots)
-            else:
-                ids = self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or opening(self.chatter)
+            ids = self._asked(problem, shots)
             most = max(1, self.context - room)
             if len(ids) > most:
                 self._too_long(len(ids) + room)
             return ids[-most:]
 
+    def tokens(self, problem: Problem) -> int:
+        """Return how many tokens a problem has as it is asked: its prompt, and of a likelihood the text too."""
+        return len(self._asked(problem, []) if self.task.asks == "reply" else self._whole(problem, [])[0])
+
     def windows(self, item: Item) -> list[Text]:
         """Return the windows in which a text is read, as LMFlow has them.
 
         A window begins every ``stride`` tokens and scores what none before it scored. The first token of a text is
-        scored if something stands before it.
+        scored if something stands before it. A problem of a task by length is one window.
         """
         with _named(item):
-            return self._windows(item)
+            return self._windows(*self._whole(item.problem, self._shots(item)))
 
-    def _windows(self, item: Item) -> list[Text]:
-        problem, shots, chatter = item.problem, self._shots(item), self.chatter
+    def _asked(self, problem: Problem, shots: Sequence[Problem]) -> list[int]:
+        """Return the ids of a prompt, however many they are."""
+        if self.templated:
+            return self._chat(problem.prompt, problem, shots)
+        return self.chatter.encoder.plain(self._text(problem.prompt, problem, shots)) or opening(self.chatter)
+
+    def _whole(self, problem: Problem, shots: Sequence[Problem]) -> tuple[list[int], int]:
+        """Return the ids of a text after its prompt, and the first that is scored; 1, where nothing stands before."""
+        chatter = self.chatter
         if not problem.prompt:
             whole = self.task.joined is not None
-            ids, start = chatter.encoder.plain(problem.answer) if whole else bare(chatter, problem.answer), 1
-        elif self.templated:
+            return (chatter.encoder.plain(problem.answer) if whole else bare(chatter, problem.answer)), 1
+        if self.templated:
             (text,) = self._replies(problem.prompt, [problem.answer], problem, shots)
-            ids, start = list(text.ids), text.start
-        else:  # each by itself and without what opens a text, as LMFlow has it
-            prompt = bare(chatter, self._text(problem.prompt, problem, shots) + self.task.between)
-            ids, start = prompt + bare(chatter, problem.answer), len(prompt)
+            return list(text.ids), text.start
+        # each by itself and without what opens a text, as LMFlow has it
+        prompt = bare(chatter, self._text(problem.prompt, problem, shots) + self.task.between)
+        return prompt + bare(chatter, problem.answer), len(prompt)
+
+    def _windows(self, ids: Sequence[int], start: int) -> list[Text]:
         window, stride = min(self.evaluation.window, self.context), self.evaluation.stride
+        window = len(ids) if self.task.of_length else window
         texts, scored = [], max(1, start)
         for begin in range(0, len(ids), stride):
             end = min(begin + window, len(ids))

@@ -70,6 +70,12 @@ NLL = Metric(name="nll", measure=lambda problem, outcome: outcome.nll, higher=Fa
 NLL_TOKEN = Metric(name="nll_per_token", measure=_per_token, higher=False)
 NLL_BYTE = Metric(name="nll_per_byte", measure=_per(lambda text: len(text.encode())), higher=False)
 NLL_WORD = Metric(name="nll_per_word", measure=_per(words), higher=False)
+BITS_BYTE = Metric(
+    name="bits_per_byte",
+    measure=_per(lambda text: len(text.encode())),
+    total=lambda sums: quotient(sums) / math.log(2),
+    higher=False,
+)
 PERPLEXITY = Metric(name="perplexity", measure=_per_token, total=_exponential, higher=False)
 LMFLOW_PERPLEXITY = Metric(name="lmflow_perplexity", measure=_window_means, total=_exponential, higher=False)
 """LMFlow's: every window counts the same, be it ever so short."""

@@ -23,6 +23,7 @@ from ..generate.opening import Chatter
 from ..settings import Evaluation, Sampling
 from ..templates.calls import Notation, notation
 from .asking import Asker
+from .lengths import reaching
 from .likelihood import Group, Scored, Scorer, Text, batches, root_of, tokens_of
 from .metrics import metrics_of
 from .sources import Item, Items
@@ -59,6 +60,7 @@ class Evaluator:
     """
 
     def __init__(self, items: Items, evaluation: Evaluation, chatter: Chatter, runner: Runner):
+        chatter = reaching(items, chatter)
         self.items, self.evaluation, self.chatter, self.runner = items.items, evaluation, chatter, runner
         self.task = items.task
         self.asker = Asker(items, evaluation, chatter)

@@ -94,7 +94,7 @@ def read_items(task: EvalTask, plugins: Plugins, data: str | None = None) -> Ite
     items, sources = _read(task, name, plugins)
     if task.joined is not None:
         whole = task.joined.join(item.problem.answer for item in items)
-        items = [_item(f"{items[0].where} to {items[-1].where}", Problem(answer=whole))]
+        items = [item_of(f"{items[0].where} to {items[-1].where}", Problem(answer=whole))]
     examples: list[Item] = items
     if task.shots and task.examples:
         examples, more = _read(task, task.examples, plugins)
@@ -164,7 +164,7 @@ def _read(task: EvalTask, name: str, plugins: Plugins) -> tuple[list[Item], list
             made = list(task.problems({**record.object, FILE: file}) if task.problems else _of_record(record, task))
             for problem in made:
                 check_problem(task, problem)
-            items += [_item(record.where, problem) for problem in made]
+            items += [item_of(record.where, problem) for problem in made]
         except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             problems.append(f"{record.where}: {_cause(error)}")
     if problems:
@@ -217,7 +217,8 @@ def check_problem(task: EvalTask, problem: Problem) -> None:
         raise DataError("it asks nothing: the prompt is empty")
 
 
-def _item(where: str, problem: Problem) -> Item:
+def item_of(where: str, problem: Problem) -> Item:
+    """Return a problem that comes from some place, with its key."""
     text = json.dumps(asdict(problem), sort_keys=True, ensure_ascii=False, default=str)
     return Item(where, problem, hashlib.sha256(text.encode()).hexdigest()[:16])
 

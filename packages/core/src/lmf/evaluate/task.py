@@ -153,6 +153,10 @@ class EvalTask:
         problems: Makes the problems of a record of the data, mostly one; ``FILE`` is among its keys. Raises
             KeyError, TypeError, ValueError, IndexError or DataError where it cannot. None for data in any format of
             ``--data``: a reply is the answer, or the text is read.
+        of_length: Makes of a problem of the data those that have so many tokens, or a few less, given what counts the
+            tokens of a problem as it is asked. They are asked at each of ``--lengths``, which is their part; of one
+            that asks for a reply, the room for that is taken off before. Raises DataError where there is none of this
+            length. None for problems that are as long as they are.
         replies: With data in any format, which replies of a conversation are asked: the last, or all.
         metrics: The figures; by default the usual ones for what it asks.
         shots: How many examples stand before each problem.
@@ -174,6 +178,7 @@ class EvalTask:
     data: str
     asks: Asks
     problems: Callable[[Mapping[str, Any]], Iterable[Problem]] | None = None
+    of_length: Callable[[Problem, int, Callable[[Problem], int]], Iterable[Problem]] | None = None
     replies: Literal["last", "all"] = "last"
     metrics: tuple[Metric, ...] = ()
     shots: int = 0
@@ -191,6 +196,8 @@ class EvalTask:
         where = f"the eval task {self.name!r}"
         if self.asks not in get_args(Asks):
             raise PluginError(f"{where} asks {self.asks!r}; it must be one of {', '.join(get_args(Asks))}")
+        if self.of_length and self.asks == "choices":
+            raise PluginError(f"{where} has choices, so it cannot be asked by length")
         names = [metric.name for metric in self.metrics]
         if len({*names}) < len(names):
             raise PluginError(f"{where} has two metrics of one name: {', '.join(names)}")

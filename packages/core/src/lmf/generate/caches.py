@@ -22,6 +22,7 @@ from torch import nn
 
 from ..models import inner
 from ..training import packing
+from ..training.angles import apart, by_length
 
 ROOM = 64  # tokens that a cache has room for at first; it doubles when it is full
 
@@ -159,9 +160,10 @@ class Packed:
     def __init__(self, model: nn.Module):
         self.model: Any = model
         self.device = next(model.parameters()).device
-        rope = getattr(inner(model).config.get_text_config(), "rope_parameters", None) or {}
-        # angles that depend on the longest text in a row would make a text depend on the others
-        self.alone = rope.get("rope_type") in ("dynamic", "longrope")
+        # in a row of parts that begin anywhere, the angles of a text would depend on the others
+        self.alone = by_length(inner(model).config)
+        if self.alone:
+            apart(model)
 
     def begin(self) -> Cache:
         return Cache()

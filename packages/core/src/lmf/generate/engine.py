@@ -130,6 +130,7 @@ class Engine:
     Attributes:
         waiting: Replies that were not begun.
         active: Replies that are being written.
+        whole: Whether a prompt is read in one step, since its angles depend on its length.
         drafted: How many tokens were guessed so far.
         right: How many of them were kept.
     """
@@ -156,7 +157,8 @@ class Engine:
         self.waiting: deque[Reply] = deque()
         self.active: list[Reply] = []
         self.drafted = self.right = 0
-        self._kept: deque[tuple[list[int], Any]] = deque(maxlen=kept if runner.crops else 0)
+        self.whole = getattr(runner, "alone", False)
+        self._kept: deque[tuple[list[int], Any]] = deque(maxlen=kept if runner.crops and not self.whole else 0)
         self._root: tuple[Sequence[int], Any] = ((), None)
 
     def submit(
@@ -215,6 +217,7 @@ class Engine:
     @torch.no_grad()
     def remember(self, root: Sequence[int]) -> None:
         """Read what many prompts to come begin with, to read it only once; it takes the place of an earlier one."""
+        root = () if self.whole else root
         self._root = (root, read_root(self.runner, root, CHUNK))
 
     def finish(self, replies: Sequence[Reply]) -> None:
@@ -235,7 +238,7 @@ class Engine:
             if reply._state is None:  # another reads the prompt for it
                 continue
             unread, draft = reply.unread, NOTHING
-            if len(unread) > 1:  # a prompt
+            if len(unread) > 1 and not self.whole:  # a prompt
                 unread = unread[:room]
                 room -= len(unread)
             elif reply.drafter and reply.ids:

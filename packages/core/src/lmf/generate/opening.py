@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ..errors import ConfigError, LmfError
 from ..memory import machine
 from ..models import fingerprint, inner, load_model, load_tokenizer, quiet, stops
 from ..plugins import Plugins
+from ..rope import Scaling, lengthen, positions, scaling_of
 from ..runs import RUN_FILE, read_run
 from ..settings import LOOKUP, Opening, Sampling
 from ..sources import Source, family, find_model
@@ -40,11 +41,13 @@ class Chatter:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         encoder: Encodes for it, with the template it was trained with.
+        most: The most tokens of a prompt and its reply; None for what the model can read by its configuration.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
+    most: int | None = None
 
     @property
     def template(self) -> AnyTemplate | None:
@@ -54,8 +57,7 @@ class Chatter:
     @property
     def context(self) -> int:
         """The most tokens of a prompt and its reply that the model can read."""
-        config = inner(self.model).config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+        return self.most or positions(inner(self.model).config) or UNLIMITED
 
     def stops(self) -> tuple[set[int], list[str]]:
         """Return what ends a reply: ids of tokens, and texts that are not one token."""
@@ -112,7 +114,9 @@ class Chatter:
         return max(2, machine.free(device) // (4 * token_bytes(self.model)))
 
 
-def open_model(name: str, plugins: Plugins, template: str = AUTO, *, merged: bool = False) -> Chatter:
+def open_model(
+    name: str, plugins: Plugins, template: str = AUTO, *, merged: bool = False, rope: Scaling | None = None
+) -> Chatter:
     """Load a base model, or what a run of lmf gave out, with the template it was trained with.
 
     Args:
@@ -120,6 +124,7 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO, *, merged: boo
         plugins: What is installed.
         template: Another template than the model's own: a name or a Jinja file.
         merged: Put what was trained beside a base into its weights.
+        rope: Scale its positions; by default they are as they were in its training.
 
     Raises:
         LmfError: There is no such model, a plugin that its run used is missing, or its base is another one now.
@@ -129,15 +134,17 @@ def open_model(name: str, plugins: Plugins, template: str = AUTO, *, merged: boo
         record = read_run(folder)
         if record["status"] != "finished":
             raise LmfError(f"The run in {folder} is {record['status']}; continue it with --resume first.")
-        model, tokenizer = _open_run(folder, record, plugins, merged)
+        model, tokenizer = _open_run(folder, record, plugins, merged, rope)
         usual, reasoning = record["template"], record["settings"]["reasoning"]
     else:
-        source = find_model(name, plugins)
+        source = replace(find_model(name, plugins), rope=rope)
         model, tokenizer = load_model(source).eval(), load_tokenizer(source)
         usual, reasoning = source.template or AUTO, "strip"
     asked = named_template(template, plugins)
     if asked is None and usual not in (None, AUTO):
         asked = plugins.templates[usual]
+    if rope:
+        lengthen(tokenizer, inner(model).config)
     chosen = template_for(tokenizer, asked) if asked or usual else None  # of a run on texts there is none
     chosen = with_reasoning(chosen, reasoning) if chosen else None
     return Chatter(model, tokenizer, Encoder(tokenizer, chosen))
@@ -166,11 +173,11 @@ def start(name: str, plugins: Plugins, opening: Opening, **options: Any) -> tupl
 
 
 def _open_run(
-    folder: Path, record: Mapping[str, Any], plugins: Plugins, merged: bool
+    folder: Path, record: Mapping[str, Any], plugins: Plugins, merged: bool, rope: Scaling | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load what a run gave out: a whole model, or the base and what the method put beside it."""
     here = find_model(str(folder), plugins) if (folder / "config.json").exists() else None
-    base = here or find_model(record["settings"]["model"], plugins)
+    base = replace(here or find_model(record["settings"]["model"], plugins), rope=scaling_in(folder, record, rope))
     tokenizer = load_tokenizer(Source(str(folder), str(folder)))
     model: Any = load_model(base)
     if here is None:
@@ -189,6 +196,24 @@ def _open_run(
         if merged:
             model = tuner.merge(model)
     return model.eval(), tokenizer
+
+
+def scaling_in(folder: Path, record: Mapping[str, Any], asked: Scaling | None = None) -> Scaling | None:
+    """Return how the positions of a run's base are scaled.
+
+    Args:
+        folder: The run's folder.
+        record: Its record.
+        asked: How they are asked to be.
+
+    Raises:
+        ConfigError: They were scaled otherwise in the run.
+    """
+    settings = record["settings"]
+    then = scaling_of(settings.get("rope"), settings.get("rope_factor"))
+    if asked and then and asked != then:
+        raise ConfigError(f"The run in {folder} was trained with {then}, not with {asked}; leave --rope out.")
+    return asked or then
 
 
 def reply(chatter: Chatter, prompt: str, sampling: Sampling, *, system: str | None = None, prefill: str = "") -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from ..encoding.material import Material
 from ..errors import LmfError
 from ..models import added_tokens, load_config
 from ..plan import Plan
+from ..rope import positions
 from ..specs import Criterion
 from ..training import packing
 from ..training.learner import Learner, blank_learner, longest_of
@@ -74,7 +76,7 @@ def most_work(plan: Plan, material: Material | None = None) -> Work:
     """
     settings = plan.settings
     config = load_config(plan.model, settings.trust_remote_code)
-    bounds = [settings.max_tokens, getattr(config, "max_position_embeddings", None), material and longest_of(material)]
+    bounds = [settings.max_tokens, positions(config), material and longest_of(material)]
     longest = min(filter(None, bounds))
     tokens = min(max(settings.micro_batch_tokens, longest), settings.batch_size * longest)
     lengths = [longest] * (tokens // longest) + [tokens % longest] * (tokens % longest > 1)
@@ -98,7 +100,9 @@ def forecast(plan: Plan, device: torch.device, work: Work) -> Peak:
         LmfError: The method cannot work with its options or this model, or the model cannot run without its weights.
     """
     mode = _Unstored()
-    with _explained(plan), mode:
+    with _explained(plan), mode, warnings.catch_warnings():
+        # torch's own copy of a tensor looks whether it has storage
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
         learner = blank_learner(plan, device, work.rows, work.new)
     batches = [_blank(learner.batch([_example(*each) for each in batch]), mode) for batch in work.batches]
     criterion = plan.objective.build(plan.objective_options)
@@ -152,7 +156,12 @@ class _Unstored(FakeTensorMode):
     A conversion of a module (``Module.to``) swaps such parameters, and torch 2.13 refuses to swap what
     something refers to weakly, as the mode's own memory of where a tensor came from does. Nothing
     here is converted twice, so it forgets at once.
+
+    A copy of a tensor is one of the same mode: peft copies modules that it trains whole.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unstored:
+        return self
 
     def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
         result = super().__torch_dispatch__(*args, **kwargs)

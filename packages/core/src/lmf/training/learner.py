@@ -18,9 +18,11 @@ from ..errors import ConfigError
 from ..models import added_tokens, fingerprint, inner, load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
+from ..rope import lengthen, positions
 from ..sources import Source, family
 from ..specs import ModelSpec, Tuner
 from . import packing
+from .angles import apart
 from .lean import lean
 from .loss import find_head, use_loss
 from .packing import Batch
@@ -144,6 +146,8 @@ def load_learner(
     spec = family(config.model_type, plan.plugins)
     tuner = _tuner(plan, spec)
     _check_length(config, material)
+    if plan.model.rope:
+        lengthen(material.tokenizer, config)
     parts = load_parts(plan.kernels, plan.asked, config, compute_dtype(settings.dtype, device), device, report)
     model: Any = load_model(
         source or plan.model,
@@ -170,6 +174,8 @@ def load_learner(
         report.note(f"the rows of {count:,} added tokens stay as they are; --train-new-tokens-only trains them")
     if settled:
         learner.settle(device)
+    if plan.model.rope:
+        _tell_scaled(plan, learner, config, report)
     if not learner.packed:
         why = f"the kernel {parts.kernels['attention']}" if _padded(parts) else "this architecture cannot be packed"
         if isinstance(material.train, Examples):
@@ -262,6 +268,7 @@ def _prepared(
     packed = not _padded(parts) and packing.packable(model)
     if packed:
         model.set_attn_implementation(packing.attention_by(parts))
+        apart(model)
     if settings.gradient_checkpointing:
         # the newer name of the same
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -310,10 +317,22 @@ def _used(plan: Plan, parts: Parts, done: Mapping[str, int], report: Reporter) -
 
 
 def _check_length(config: Any, material: Material) -> None:
-    positions, used = getattr(config, "max_position_embeddings", None), longest_of(material)
-    if positions and used > positions:
+    most, used = positions(config), longest_of(material)
+    if most and used > most:
+        rotary = getattr(config.get_text_config(), "rope_parameters", None)
         raise ConfigError(
-            f"Examples have up to {used:,} tokens, but the model has {positions:,} positions. Lower --max-tokens."
+            f"Examples have up to {used:,} tokens, but the model has {most:,} positions. Lower --max-tokens"
+            f"{', or scale the positions by --rope' if rotary else ''}."
+        )
+
+
+def _tell_scaled(plan: Plan, learner: Learner, config: Any, report: Reporter) -> None:
+    """Say what the model reads now, and what an adapter alone does not say."""
+    report.note(f"{plan.model.rope}: the model reads {positions(config):,} tokens")
+    if inner(learner.model) is not learner.model:
+        report.note(
+            "an adapter does not tell how the positions of its base are scaled. lmf knows it from the run; for peft "
+            f"and vLLM, write the base so: lmf export hf {plan.settings.model} FOLDER {plan.model.rope}"
         )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lmf import ConfigError, LmfError, Plugins
+from lmf.generate.opening import scaling_in
 from lmf.models import fingerprint, load_model, load_tokenizer, quiet, read_tensors, some
+from lmf.rope import lengthen
 from lmf.runs import RUN_FILE, read_run
 from lmf.saving import check_new, check_shard_size, save_folder, write_new
 from lmf.sources import Source, find_model
@@ -38,7 +41,7 @@ def merge(base: str, adapter: str, out: str, options: Merging) -> None:
     """
     folder, place = Path(adapter), Path(out)
     config = _config(folder)
-    source = find_model(base, Plugins())
+    source = _scaled(find_model(base, Plugins()), folder)
     check_new(place)
     check_shard_size(options.shard_size)
     quiet()
@@ -47,6 +50,8 @@ def merge(base: str, adapter: str, out: str, options: Merging) -> None:
         _check_base(model, source, folder, config)
     own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
     tokenizer = load_tokenizer(Source(adapter, adapter) if own else source)
+    if source.rope:
+        lengthen(tokenizer, model.config)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
@@ -62,6 +67,11 @@ def merge(base: str, adapter: str, out: str, options: Merging) -> None:
         )
     write_new(place, lambda partial: save_folder(whole, tokenizer, partial, options.shard_size))
     print(f"saved {out}")
+
+
+def _scaled(source: Source, folder: Path) -> Source:
+    """Return a base with its positions scaled as in the run that made the adapter, if one did."""
+    return replace(source, rope=scaling_in(folder, read_run(folder))) if (folder / RUN_FILE).exists() else source
 
 
 @torch.no_grad()
