@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from lmf.sources import find_model
 from .bases import open_tokenizer
 from .corpus import Texts, read_texts
 from .measuring import chatter_of, loss_per_byte
-from .rows import How, change_of, change_rows, check_model
+from .rows import How, begin_rows, change_of, check_model, resize
 from .vocabulary import Json, vocabulary_of
 
 if TYPE_CHECKING:
@@ -40,12 +39,11 @@ def apply(name: str, out: Path, applying: Applying, plugins: Plugins) -> None:
     model: Any = load_model(source, None if applying.dtype == "auto" else getattr(torch, applying.dtype))
     check_model(model, old, name)
     losses = {"before": loss_per_byte(chatter_of(model, tokenizer), texts)} if texts else {}
+    before = resize(model, change)
     if texts and change.parts and how != "random":
-        chance = copy.deepcopy(model)
-        change_rows(chance, change, "random", None, applying.seed)
-        losses["random"] = loss_per_byte(chatter_of(chance, other), texts)
-        del chance
-    change_rows(model, change, how, token, applying.seed)
+        begin_rows(model, before, change, "random", None, applying.seed)
+        losses["random"] = loss_per_byte(chatter_of(model, other), texts)
+    begin_rows(model, before, change, how, token, applying.seed)
     if texts:
         losses[applying.init] = loss_per_byte(chatter_of(model, other), texts)
     other.chat_template = other.chat_template or tokenizer.chat_template

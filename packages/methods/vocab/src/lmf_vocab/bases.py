@@ -66,6 +66,8 @@ def open_base(name: str, plugins: Plugins, pattern: str | None = None, first: in
 def open_tokenizer(name: str, plugins: Plugins) -> Any:
     """Load the tokenizer of a folder with or without a model, or of a model of ``--model``."""
     path = Path(name).expanduser()
+    if path.is_file() and path.suffix != ".gguf":
+        raise ConfigError(f"{name} is a file; name a folder with tokenizer.json, or a model.")
     if any((path / file).is_file() for file in ("tokenizer.json", MODEL)):
         return load_tokenizer(Source(name, str(path)))
     return load_tokenizer(find_model(name, plugins))

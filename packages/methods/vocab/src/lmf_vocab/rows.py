@@ -111,28 +111,39 @@ def check_model(model: Any, old: Json, name: str) -> None:
         )
 
 
-def change_rows(model: Any, change: Change, how: How, token: int | None, seed: int) -> None:
-    """Give a model the rows of another vocabulary: the old ones as they were, bit for bit, and new ones.
+def resize(model: Any, change: Change) -> list[torch.Tensor]:
+    """Give a model as many rows as another vocabulary needs, and its special tokens their ids there.
+
+    Returns:
+        The old embeddings, (V, d), and what else has a row for each token; for ``begin_rows``.
+    """
+    before = [tensor.detach().clone() for tensor in _tensors(model)]
+    rows = max(change.count, len(before[0])) if change.extends else change.count
+    model.resize_token_embeddings(-(-rows // MULTIPLE) * MULTIPLE, mean_resizing=False)
+    if change.parts:
+        setattr(model.config, NEW_TOKENS, [min(change.parts), max(change.parts) + 1])
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        _renumber(config, {before: now for now, before in change.kept.items()})
+    return before
+
+
+@torch.no_grad()
+def begin_rows(
+    model: Any, before: Sequence[torch.Tensor], change: Change, how: How, token: int | None, seed: int
+) -> None:
+    """Put old rows in their places as they were, bit for bit, and have new ones begin somewhere.
 
     Args:
-        model: A causal language model of transformers; it is changed.
+        model: A model that was resized.
+        before: Its old rows.
         change: How the rows change.
         how: Where new rows begin: ``mean-of-pieces``, the mean of the rows of what they replace; ``weighted``, by its
             bytes; ``random``, normal with the mean and the deviation of each column; ``copy``, the row of ``token``.
         token: An old id.
         seed: Of what is random.
     """
-    before = [tensor.detach().clone() for tensor in _tensors(model)]
-    old = len(before[0])
-    rows = max(change.count, old) if change.extends else change.count
-    model.resize_token_embeddings(-(-rows // MULTIPLE) * MULTIPLE, mean_resizing=False)
-    with torch.no_grad():
-        for tensor, matrix in zip(_tensors(model), before, strict=True):
-            tensor.copy_(_changed(matrix, len(tensor), change, how, token, seed))
-    if change.parts:
-        setattr(model.config, NEW_TOKENS, [min(change.parts), max(change.parts) + 1])
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        _renumber(config, {before: now for now, before in change.kept.items()})
+    for tensor, matrix in zip(_tensors(model), before, strict=True):
+        tensor.copy_(_changed(matrix, len(tensor), change, how, token, seed))
 
 
 def _tensors(model: Any) -> list[nn.Parameter]:
