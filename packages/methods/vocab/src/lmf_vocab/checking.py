@@ -139,8 +139,7 @@ def _forms(base: Base) -> list[_Form]:
         import sentencepiece
 
         model: Any = sentencepiece.SentencePieceProcessor()
-        read_proto(base.file, base.file.read_bytes())
-        model.LoadFromFile(str(base.file))
+        model.LoadFromSerializedProto(read_proto(base.file, base.file.read_bytes()).SerializeToString())
         forms.append(_Form(model.encode, model.decode))
     return forms
 
