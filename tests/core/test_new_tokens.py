@@ -158,3 +158,12 @@ def test_the_plan_forecasts_it(model, data, tmp_path):
     done = lmf("plan", "pretrain", "freeze", *common, "--train-new-tokens-only")
     assert done.code == 0, done.err
     assert "memory" in done.out
+
+
+def test_a_lora_run_with_trained_rows_writes_text_and_is_merged(model, data, tmp_path):
+    out = learned(model, data, tmp_path / "out", "lora", sample="hello")
+    apart, merged = tmp_path / "out", tmp_path / "merged"
+    assert lmf("merge", str(model), str(out), str(merged)).code == 0
+    written = [lmf("generate", str(each), "hello", "--max-tokens", "8") for each in (apart, merged)]
+    assert [done.code for done in written] == [0, 0], written
+    assert written[0].out == written[1].out

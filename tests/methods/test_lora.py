@@ -508,7 +508,8 @@ def test_rows_of_a_head_with_a_bias_are_refused():
     assert str(error.value) == (
         "There are tokens that the model never learned, so their rows of lm_head must be trained, "
         "but peft would leave out the bias of lm_head.\n"
-        "Train it whole with --modules-to-save lm_head, or choose another --template."
+        "Train it whole with --modules-to-save lm_head, or do without them: another --template, or "
+        "no --train-new-tokens-only."
     )
     model = prepared(base, NEW, target=("q_proj",), modules_to_save=("lm_head",))[1]
     torch.testing.assert_close(logits(model), logits(base))

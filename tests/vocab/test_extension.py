@@ -42,7 +42,7 @@ def pieces(korean, tmp_path_factory) -> dict[str, list[bytes]]:
         training = Training(kind=kind, size=2500)  # type: ignore[arg-type]
         file = tmp_path_factory.mktemp(kind) / f"new{training.suffix}"
         file.write_bytes(train(korean, training))
-        found[kind] = read_pieces(file)
+        found[kind] = read_pieces(str(file), PLUGINS)
     return found
 
 

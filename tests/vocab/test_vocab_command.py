@@ -1,5 +1,6 @@
 """The commands of ``lmf vocab``: what they write, what they say, and what they refuse before they write anything."""
 
+import base64
 import json
 import re
 
@@ -8,6 +9,7 @@ import sentencepiece
 from lmf.testing import tiny_checkpoint
 from lmf_vocab.corpus import clean
 from terminal import lmf, lmf_without_torch
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 TEXTS = [
@@ -69,6 +71,11 @@ def test_a_corpus_has_every_text_once_and_clean(tmp_path):
     assert (tmp_path / "out.txt").read_text() == "éab\nc\n\nHi\n\nq[0m\n"
 
 
+def test_what_ends_a_line_parts_words_and_what_is_composed_is_composed_at_last():
+    assert clean("one\ftwo\x85three\u2028four") == "one\ntwo\nthree\nfour"
+    assert clean("e\x01\u0301") == "é"
+
+
 def test_clean_text_stays_as_it_is():
     for text in ("a\tb", "가나다", "👩‍👩‍👧", "a\n  b"):
         assert clean(text) == text
@@ -94,6 +101,23 @@ def test_a_trained_vocabulary_of_bytes_is_a_tokenizer_json(tmp_path):
     done("train", tmp_path / "new.json", "--data", "korean", "--size", 600)
     found = json.loads((tmp_path / "new.json").read_text())
     assert len(found["model"]["vocab"]) == 600
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece-bpe", "sentencepiece-unigram"])
+def test_long_lines_are_learned_from(kind, tmp_path):
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"text": "가나다라 마바사 아자차카 " * 800}, ensure_ascii=False) + "\n")
+    done("train", tmp_path / "new.model", "--data", file, "--kind", kind, "--size", 271)
+    assert "가" in "".join(
+        sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "new.model")).id_to_piece(list(range(275)))
+    )
+
+
+def test_user_symbols_are_whole_pieces_after_they_are_merged(base, data, tmp_path):
+    done("train", tmp_path / "new.json", "--data", data, "--size", 280, "--user-symbols", "안녕,zz")
+    done("merge", base, tmp_path / "new.json", tmp_path / "merged")
+    cut = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert [len(cut.tokenize(text)) for text in ("안녕", "zz")] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +232,45 @@ def test_words_with_a_special_token_in_them_are_refused(base, tmp_path):
     assert "The piece 'x<|im_end|>' contains the special token '<|im_end|>' of the base" in told
 
 
+def test_text_of_special_tokens_makes_no_pieces(base, tmp_path):
+    file = tmp_path / "special.jsonl"
+    file.write_text((json.dumps({"text": "hello <|im_end|><|im_end|> hello 가나 가나"}) + "\n") * 1)
+    done("extend", base, tmp_path / "out", "--data", file)
+    added = sorted(AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().items(), key=lambda item: item[1])[300:]
+    assert added and not any("<" in piece or "im" in piece or "end" in piece for piece, _ in added)
+
+
+def test_a_file_of_tiktoken_that_lmf_does_not_know_is_extended_and_checked(tmp_path):
+    base = tmp_path / "base.tiktoken"
+    base.write_text("".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256)))
+    how = ("--pattern", r"\s+|\S+", "--first-id", 300)
+    done("extend", base, tmp_path / "out", "--data", "korean", "--pieces", 50, *how)
+    checked = done("check", tmp_path / "out/base.tiktoken", "--base", base, "--data", "korean", "--count", 500, *how)
+    assert checked.count(": 0\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [("(", "is no regular expression"), (r"\p{L}+", "leaves parts of text out, which would be lost.")],
+)
+def test_a_pattern_that_does_not_cut_text_is_refused(pattern, told, tmp_path):
+    (tmp_path / "x.tiktoken").write_text("YQ== 0\nYg== 1\n")
+    how = ("--pattern", pattern, "--first-id", 2)
+    assert told in done("extend", tmp_path / "x.tiktoken", tmp_path / "out", "--data", "korean", *how, code=2)
+
+
+def test_a_tokenizer_that_marks_parts_of_words_gives_no_pieces(base, tmp_path):
+    made = Tokenizer(models.WordPiece({"[UNK]": 0, "he": 1, "##llo": 2}, unk_token="[UNK]"))
+    made.save(str(tmp_path / "new.json"))
+    told = done("merge", base, tmp_path / "new.json", tmp_path / "out", code=2)
+    assert "marks the parts of words (##): its pieces are no texts." in told
+
+
+def test_pruning_keeps_a_base_only_if_it_is_one(base, data, smollm2, tmp_path):
+    told = done("prune", base, tmp_path / "out", "--data", data, "--base", smollm2, code=2)
+    assert f"--base {smollm2} is no base of {base}" in told and not (tmp_path / "out").exists()
+
+
 def test_a_faulty_tokenizer_is_found_out(base, tmp_path):
     done("extend", base, tmp_path / "out", "--data", "korean", "--pieces", 50)
     file = tmp_path / "out/tokenizer.json"
@@ -227,7 +290,7 @@ def test_a_faulty_tokenizer_is_found_out(base, tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("merge BASE nothere.model OUT", "nothere.model does not exist."),
+        ("merge BASE nothere.model OUT", "nothere.model"),
         ("merge nothere NEW OUT", "nothere"),
         ("merge BASE BASE OUT", "There is nothing to add:"),
         ("merge BASE WEIGHTS OUT", "is neither a model of sentencepiece nor a file of tiktoken."),

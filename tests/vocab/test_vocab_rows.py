@@ -144,6 +144,47 @@ def test_a_pruned_vocabulary_takes_its_rows_and_special_tokens_along(model, toke
     assert made.config.eos_token_id == stops[0]
 
 
+def test_special_tokens_behind_all_pieces_get_their_new_ids_everywhere(data, tmp_path):
+    folder = tmp_path / "base"
+    tokenizer = tiny_tokenizer(OLD)
+    tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "<|pad|>"})
+    made = tiny_model(vocab_size=OLD + 2)
+    for config in (made.config, made.generation_config):
+        config.eos_token_id, config.pad_token_id = OLD, OLD + 1
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    done = lmf("vocab", "prune", str(folder), str(tmp_path / "small"), "--data", str(data))
+    assert done.code == 0, done.err
+    applied(folder, tmp_path / "small", tmp_path / "out")
+    small, loaded = (each.from_pretrained(tmp_path / "out") for each in (AutoTokenizer, AutoModelForCausalLM))
+    assert small.eos_token_id < OLD - 1
+    for config in (loaded.config, loaded.generation_config):
+        assert (config.eos_token_id, config.pad_token_id) == (small.eos_token_id, small.pad_token_id)
+
+
+def test_new_tokens_that_were_pruned_are_no_new_tokens_any_more(model, tokenizer, data, tmp_path):
+    applied(model, tokenizer, tmp_path / "large")
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"text": "가나다"}) + "\n")
+    for name, few, base in (("some", one, str(model)), ("moved", one, None)):
+        keep = ["--base", base] if base else []
+        done = lmf("vocab", "prune", str(tmp_path / "large"), str(tmp_path / name), "--data", str(few), *keep)
+        assert done.code == 0, done.err
+        applied(tmp_path / "large", tmp_path / name, tmp_path / f"{name}-model")
+        small = AutoTokenizer.from_pretrained(tmp_path / f"{name}-model")
+        config = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-model").config
+        new = [
+            id
+            for piece, id in small.get_vocab().items()
+            if piece not in AutoTokenizer.from_pretrained(model).get_vocab()
+        ]
+        assert new and added_tokens(config) == range(min(new), max(new) + 1) == range(len(small) - len(new), len(small))
+    (tmp_path / "none.jsonl").write_text('{"text": "the user"}\n')
+    lmf("vocab", "prune", str(tmp_path / "large"), str(tmp_path / "none"), "--data", str(tmp_path / "none.jsonl"))
+    applied(tmp_path / "large", tmp_path / "none", tmp_path / "none-model")
+    assert not added_tokens(AutoModelForCausalLM.from_pretrained(tmp_path / "none-model").config)
+
+
 def test_the_loss_per_byte_is_that_of_plain_torch(model, tokenizer, tmp_path):
     applied(model, tokenizer, tmp_path / "out", init="weighted")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)

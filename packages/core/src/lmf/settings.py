@@ -49,7 +49,7 @@ class RunSettings:
         "strip", "Thoughts: as the template does it by itself, also those of earlier turns, or none at all."
     )
     rope: Rope | None = option(None, ROPE)
-    rope_factor: float | None = option(None, FACTOR, above=1)
+    rope_factor: float | None = option(None, FACTOR, above=1, max=1000)
     max_tokens: int = option(2048, "Longest training example in tokens.", min=2)
     on_overflow: Literal["error", "drop", "truncate-left", "truncate-right", "split"] = option(
         "drop", "What to do with longer examples; truncate-right keeps the whole replies that fit."
@@ -184,7 +184,7 @@ class Evaluation:
     prompt_structure: str | None = option(None, "A text with {input} where the prompt stands, in place of a template.")
     max_tokens: int | None = option(None, "Longest reply in tokens; as the task has it by default.", min=1)
     rope: Rope | None = option(None, ROPE)
-    rope_factor: float | None = option(None, FACTOR, above=1)
+    rope_factor: float | None = option(None, FACTOR, above=1, max=1000)
     lengths: tuple[int, ...] = option(
         (),
         "Tokens of the problems of tasks by length; powers of two up to what the model reads by default.",

@@ -18,7 +18,7 @@ class Weights:
     shard_size: str = option("5GB", "Largest file of weights.")
     template: str = option("auto", "Another template than the model's own: a name or a Jinja file.")
     rope: Rope | None = option(None, ROPE)
-    rope_factor: float | None = option(None, FACTOR, above=1)
+    rope_factor: float | None = option(None, FACTOR, above=1, max=1000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

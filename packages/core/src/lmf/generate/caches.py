@@ -155,8 +155,6 @@ class Branch:
 class Packed:
     """Runs a model on all texts at once."""
 
-    crops = True
-
     def __init__(self, model: nn.Module):
         self.model: Any = model
         self.device = next(model.parameters()).device
@@ -164,6 +162,7 @@ class Packed:
         self.alone = by_length(inner(model).config)
         if self.alone:
             apart(model)
+        self.crops = not self.alone  # what was guessed, too, would decide on the angles of what is kept
 
     def begin(self) -> Cache:
         return Cache()
@@ -320,7 +319,7 @@ def runner_for(model: nn.Module) -> Runner:
     if usual.startswith(packing.ATTENTION):  # in the middle of training
         usual = _own_attention(base)
     with torch.no_grad():
-        ids = [number % base.get_input_embeddings().num_embeddings for number in range(1, 8)]
+        ids = [number % base.config.get_text_config().vocab_size for number in range(1, 8)]
         anew = Anew(model)
         expected = anew.forward([Part(anew.begin(), ids, len(ids))])[0]
         if packing.packable(base):

@@ -184,6 +184,7 @@ def load_learner(
             why += f"; {share:.0%} of what is computed is padding" if share else ""
         report.note(f"examples are padded: {why}")
     trained = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+    trained -= learner.rows.held if learner.rows else 0
     total = sum(p.numel() for p in learner.model.parameters())
     precision = str(learner.compute).split(".")[1]
     report.note(f"{plan.method.name}: {trained:,} of {total:,} parameters are trained, in {precision}")

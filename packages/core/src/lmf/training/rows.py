@@ -36,6 +36,11 @@ class Rows:
         self.tokens = list(tokens)
         self.matrices = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in own and tokens}
 
+    @property
+    def held(self) -> int:
+        """How many parameters stand in the other rows."""
+        return sum(p.numel() // len(p) * (len(p) - len(self.tokens)) for p in self.matrices.values())
+
     def hold(self) -> None:
         """Let no gradient reach the other rows from now on. The model is in its place and precision."""
         for parameter in self.matrices.values():

@@ -166,7 +166,8 @@ class LisaTuner(Tuner):
         if new_tokens and not (options.train_embeddings and options.train_head):
             raise ConfigError(
                 f"There are {len(new_tokens)} tokens that the model never learned, so embeddings and head must be "
-                "trained. Leave out --no-train-embeddings and --no-train-head, or choose another --template."
+                "trained. Leave out --no-train-embeddings and --no-train-head, or do without them: another --template, "
+                "or no --train-new-tokens-only."
             )
         found = []
         for parameter in model.parameters():

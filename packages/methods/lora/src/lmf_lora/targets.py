@@ -97,7 +97,8 @@ def find_rows(
             continue
         raise ConfigError(
             f"There are tokens that the model never learned, so their rows of {path} must be trained, "
-            f"but {problem}.\nTrain it whole with --modules-to-save {path}, or choose another --template."
+            f"but {problem}.\nTrain it whole with --modules-to-save {path}, or do without them: another --template, or "
+            "no --train-new-tokens-only."
         )
     return rows
 

@@ -54,6 +54,9 @@ def apply(name: str, out: Path, applying: Applying, plugins: Plugins) -> None:
     for init, loss in losses.items():
         what = "with the old tokens" if init == "before" else f"with the new tokens, --init {init}"
         print(f"loss per byte before training {what}: {loss:.4f} nats")
+    print(f"saved {out}")
+    if change.parts:
+        print(f"next: lmf pretrain freeze --train-new-tokens-only --model {out} --data DATA")
 
 
 def _how(init: str, old: Json) -> tuple[How, int | None]:

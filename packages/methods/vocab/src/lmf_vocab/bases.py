@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 from lmf import ConfigError, Plugins
 from lmf.models import load_tokenizer
 from lmf.sources import Source, find_model
@@ -19,6 +20,7 @@ from .vocabulary import Json, SentencePiece, Tiktoken, Vocabulary, vocabulary_of
 
 MODEL = "tokenizer.model"
 EXTRA = "extra.tiktoken"
+PROBE = "Don't  stop: 12,5 km/h\n\n\t(나무 🙂 ß)\r\n  "  # text of many kinds, to try a pattern on
 KNOWN = {  # by the number of pieces in a file of tiktoken: how it cuts words, and the first id after special tokens
     128000: (SPLITS["llama-bpe"].pattern, 128256),
     151643: (SPLITS["qwen2"].pattern, 151851),  # 208 special ones, as in Qwen's tokenization_qwen.py
@@ -110,7 +112,10 @@ def write_pruned(base: Base, pieces: Iterable[str], folder: Path) -> None:
 def _tiktoken(file: Path, pattern: str | None, first: int | None) -> Tiktoken:
     ranks = read_ranks(file.read_bytes())
     if not ranks:
-        raise ConfigError(f"{file} is no file of tiktoken: its lines are not a piece in base64 and an id.")
+        raise ConfigError(
+            f"{file} is no file of tiktoken: its lines are not a piece in base64 and an id. Of another tokenizer, name "
+            "the folder."
+        )
     last = max(ranks.values())
     own = next(number for number, id in enumerate([*ranks.values(), None]) if number != id)  # before special tokens
     if own in KNOWN:
@@ -120,9 +125,24 @@ def _tiktoken(file: Path, pattern: str | None, first: int | None) -> Tiktoken:
             f"{file} has {own:,} pieces, and lmf knows files of {', '.join(f'{n:,}' for n in KNOWN)}. Tell how it cuts "
             "words (--pattern) and the first id after its special tokens (--first-id)."
         )
-    if first <= last:
-        raise ConfigError(f"--first-id is {first}, and {file} has the id {last} itself.")
-    return Tiktoken(ranks, pattern, first)
+    if first < own:
+        raise ConfigError(f"--first-id is {first}, and {file} has the id {own - 1} itself.")
+    check_pattern(pattern)
+    return Tiktoken(ranks, pattern, max(first, last + 1))  # it may be extended already
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse what does not cut text into words.
+
+    Raises:
+        ConfigError: It is no regular expression, or leaves parts of text out.
+    """
+    try:
+        found = "".join(word.group() for word in regex.finditer(pattern, PROBE))
+    except regex.error as error:
+        raise ConfigError(f"--pattern {pattern!r} is no regular expression: {error}.") from None
+    if found != PROBE:
+        raise ConfigError(f"--pattern {pattern!r} leaves parts of text out, which would be lost.")
 
 
 def _matching(file: Path, vocabulary: Json) -> Any:

@@ -44,7 +44,7 @@ class Findings:
         lost: Texts of which decoding gives another.
         changed: Texts with other ids than before, though no new piece is in them.
         apart: Texts that the forms of the tokenizer cut otherwise, where those of the base agree.
-        moved: Special tokens that have another id than before, or none.
+        moved: Pieces and special tokens that have another id than before, or none; the chat template if it is another.
         notes: What is no fault of the extension.
     """
 
@@ -98,11 +98,11 @@ def check(base: Base, before: Base | None, texts: Iterator[str]) -> Findings:
     first = before.vocabulary.old if before else 0
     if before:
         ids, were = base.vocabulary.ids, before.vocabulary.ids
-        found.moved = [token for token in before.vocabulary.special if ids.get(token) != were[token]]
+        found.moved = [str(piece) for piece, id in were.items() if ids.get(piece) != id]
         same = isinstance(base.vocabulary, Json) and isinstance(before.vocabulary, Json)
         templates = [each.vocabulary.tokenizer.chat_template for each in (base, before)] if same else [None, None]  # type: ignore[attr-defined]
         found.moved += ["the chat template"] * (templates[0] != templates[1])
-    was_lost = 0
+    was_lost = differed = 0
     for text in texts:
         found.tried += 1
         ids = known[0].encode(text)
@@ -113,11 +113,13 @@ def check(base: Base, before: Base | None, texts: Iterator[str]) -> Findings:
                 found.lost.append(text)
         if old and not any(id >= first for id in ids) and old[0].encode(text) != ids:
             found.changed.append(text)
-        agreed = len(old) < 2 or old[0].encode(text) == old[1].encode(text)
+        differed += not (agreed := len(old) < 2 or old[0].encode(text) == old[1].encode(text))
         if agreed and any(form.encode(text) != ids for form in known[1:]):
             found.apart.append(text)
     if was_lost:
         found.notes.append(f"{was_lost:,} texts are not lossless in the base either")
+    if differed:
+        found.notes.append(f"{differed:,} texts are cut otherwise by the forms of the base, too")
     return found
 
 

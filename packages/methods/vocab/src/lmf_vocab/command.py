@@ -92,7 +92,7 @@ def corpus(
         raise ConfigError(f"{out} must end in .jsonl or .txt.")
     check_new(out)
     found, account = clean_texts(texts, Plugins())
-    write_new(out, lambda file: write_texts(found, file))
+    write_new(out, lambda file: write_texts(found, file, plain=out.suffix == ".txt"))
     left = f"{account.repeated:,} repeated and {account.empty:,} empty ones are left out"
     print(f"{account.texts:,} texts of {account.records:,} records, {account.characters:,} characters; {left}")
     print(f"saved {out}")
@@ -128,7 +128,7 @@ def merge(
     from .pieces import read_pieces
 
     opened = _open(base, out, tiktoken)
-    account = add(opened.vocabulary, read_pieces(Path(new)))
+    account = add(opened.vocabulary, read_pieces(new, Plugins()))
     print(
         f"{account.wanted:,} pieces: {account.old:,} were there, {len(account.never):,} are never asked for, "
         f"{len(account.unreachable):,} would change old text; {account.between:,} more lie between others"
@@ -188,7 +188,10 @@ def prune(tokenizer: BaseName, out: Out, texts: Texts, pruning: Pruning) -> None
     opened = open_base(tokenizer, plugins)
     if not isinstance(opened.vocabulary, Json):
         raise ConfigError(f"{tokenizer} is a file of tiktoken, whose ids cannot close up; name a tokenizer.json.")
-    always = open_base(pruning.base, plugins).vocabulary.ids if pruning.base else ()
+    always = open_base(pruning.base, plugins).vocabulary.ids if pruning.base else {}
+    for piece, id in always.items():
+        if opened.vocabulary.ids.get(piece) != id:
+            raise ConfigError(f"--base {pruning.base} is no base of {tokenizer}, which has {piece!r} not as {id}.")
     found = read_texts(texts, plugins)
     kept = needed(opened.vocabulary, found, pruning.min_count, always)
     if pruning.min_count == 1:
@@ -234,7 +237,6 @@ def apply(model: str, out: Out, applying: Applying) -> None:
     check_new(out)
     check_shard_size(applying.shard_size)
     change(model, out, applying, Plugins())
-    print(f"saved {out}\nnext: lmf pretrain freeze --train-new-tokens-only --model {out} --data DATA")
 
 
 def report(

@@ -16,6 +16,7 @@ from lmf.data.originals import Original, read_originals
 from lmf.data.rewrite import conversations
 
 KEPT = "\n\t"  # control characters that are text
+BREAKS = str.maketrans(dict.fromkeys("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\n"))  # that end lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,15 +79,15 @@ def clean_texts(source: Texts, plugins: Plugins) -> tuple[list[str], Cleaned]:
 
 def clean(text: str) -> str:
     """Return a text in composed form (NFC), without control characters, spaces at ends of lines, and blank lines."""
-    lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    kept = ("".join(c for c in line if c in KEPT or unicodedata.category(c) not in ("Cc", "Cs")) for line in lines)
-    return "\n".join(line for line in (line.rstrip() for line in kept) if line)
+    lines = text.replace("\r\n", "\n").translate(BREAKS)
+    kept = "".join(c for c in lines if c in KEPT or unicodedata.category(c) not in ("Cc", "Cs"))
+    return "\n".join(filter(None, (line.rstrip() for line in unicodedata.normalize("NFC", kept).split("\n"))))
 
 
-def write_texts(texts: Iterable[str], file: Path) -> None:
-    """Write texts: as JSON Lines, or in a ``.txt`` with a blank line between them."""
+def write_texts(texts: Iterable[str], file: Path, plain: bool) -> None:
+    """Write texts: plain with a blank line between them, or as JSON Lines."""
     with file.open("w", encoding="utf-8", newline="\n") as stream:
-        if ".txt" in file.suffixes:
+        if plain:
             stream.write("\n\n".join(texts) + "\n")
         else:
             stream.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)

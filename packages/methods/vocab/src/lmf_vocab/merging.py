@@ -99,41 +99,47 @@ def learn(vocabulary: Vocabulary, words: Mapping[Any, int], count: int, fewest: 
     common = [symbol for symbol, often in symbols.most_common() if often >= fewest and symbol not in vocabulary.ids]
     vocabulary.complete(common[:count])
     cut = [(vocabulary.parts(word), often) for word, often in words.items()]
-    pairs: Counter[tuple[Any, Any]] = Counter()
-    where: defaultdict[tuple[Any, Any], set[int]] = defaultdict(set)
-    for number, (parts, often) in enumerate(cut):
+    counts: Counter[Any] = Counter()
+    where: defaultdict[Any, set[int]] = defaultdict(set)
+    made: dict[Any, tuple[Any, Any]] = {}  # neighbours that are counted so
+
+    def count_in(number: int) -> set[Any]:
+        parts, often = cut[number]
+        found = {vocabulary.counted(*pair): pair for pair in pairwise(parts)}
+        made.update(found)
         for pair in pairwise(parts):
-            pairs[pair] += often
-            where[pair].add(number)
-    heap = [(-often, pair) for pair, often in pairs.items()]
+            counts[vocabulary.counted(*pair)] += often
+        for key in found:
+            where[key].add(number)
+        return set(found)
+
+    for number in range(len(cut)):
+        count_in(number)
+    heap = [(-often, key) for key, often in counts.items()]
     heapq.heapify(heap)
     while heap and len(vocabulary.added) - before < count:
-        often, pair = heapq.heappop(heap)
-        if pairs[pair] != -often:  # it was counted anew since
-            if pairs[pair] > 0:
-                heapq.heappush(heap, (-pairs[pair], pair))
+        often, key = heapq.heappop(heap)
+        if counts[key] != -often:  # it was counted anew since
+            if counts[key] > 0:
+                heapq.heappush(heap, (-counts[key], key))
             continue
         if -often < fewest:
             break
-        left, right = pair
+        left, right = made[key]
         if left not in vocabulary.ids or right not in vocabulary.ids or (longest and len(left + right) > longest):
             continue
         if left + right in vocabulary.ids:
             continue  # a piece of old that others make, and to make it of these would change old text
         vocabulary.join(left, right)
         changed = set()
-        for number in where.pop(pair):
+        for number in where.pop(key):
             parts, frequency = cut[number]
-            for old in pairwise(parts):
-                pairs[old] -= frequency
-            parts = vocabulary.merged(parts)
-            cut[number] = (parts, frequency)
-            for new in pairwise(parts):
-                pairs[new] += frequency
-                where[new].add(number)
-                changed.add(new)
+            for pair in pairwise(parts):
+                counts[vocabulary.counted(*pair)] -= frequency
+            cut[number] = (vocabulary.merged(parts), frequency)
+            changed |= count_in(number)
         for new in changed:
-            heapq.heappush(heap, (-pairs[new], new))
+            heapq.heappush(heap, (-counts[new], new))
     return len(vocabulary.added) - before
 
 

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lmf import ConfigError
+from lmf import ConfigError, Plugins
+from lmf.models import load_tokenizer
+from lmf.sources import find_model
 
 from .vocabulary import SPACE, byte_of, byte_piece
 
@@ -21,8 +23,6 @@ def file_of(path: Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist.")
     if path.is_file():
         return path
     files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
@@ -32,24 +32,31 @@ def file_of(path: Path) -> Path:
     return files[0]
 
 
-def read_pieces(path: Path) -> list[bytes]:
+def read_pieces(name: str, plugins: Plugins) -> list[bytes]:
     """Return the pieces of a tokenizer in the order of their ids, without special tokens and single bytes.
 
     Args:
-        path: A folder with a tokenizer, ``tokenizer.json``, a model of sentencepiece, or a file of tiktoken.
+        name: A folder with a tokenizer, ``tokenizer.json``, a model of sentencepiece, a file of tiktoken, or what
+            ``--model`` takes.
+        plugins: Where names of models are looked up.
 
     Raises:
-        ConfigError: There is none, or it is damaged.
+        LmfError: There is none, or it is damaged.
     """
-    file = file_of(path)
-    content = file.read_bytes()
-    if file.suffix == ".json":
-        found = _of_json(file, content)
+    path = Path(name).expanduser()
+    if path.exists() and path.suffix != ".gguf":
+        file = file_of(path)
+        content = file.read_bytes()
+        if file.suffix == ".json":
+            found = _of_json(name, content)
+        else:
+            found = list(ranks) if (ranks := read_ranks(content)) else _of_sentencepiece(file, content)
     else:
-        found = list(ranks) if (ranks := read_ranks(content)) else _of_sentencepiece(file, content)
+        tokenizer: Any = load_tokenizer(find_model(name, plugins))
+        found = _of_json(name, tokenizer.backend_tokenizer.to_str().encode())
     pieces = [piece for piece in found if len(piece) > 1]
     if not pieces:
-        raise ConfigError(f"{file} holds no pieces.")
+        raise ConfigError(f"{name} holds no pieces of more than one byte.")
     return pieces
 
 
@@ -90,16 +97,20 @@ def _of_sentencepiece(path: Path, content: bytes) -> list[bytes]:
     return [piece.replace(SPACE, " ").encode() for piece in pieces]
 
 
-def _of_json(path: Path, content: bytes) -> list[bytes]:
+def _of_json(name: str, content: bytes) -> list[bytes]:
     try:
         found = json.loads(content)
-        special = {each["content"] for each in found["added_tokens"]}
+        marks = [found["model"].get(mark) for mark in ("continuing_subword_prefix", "end_of_word_suffix")]
+        if any(marks):
+            raise ConfigError(f"{name} marks the parts of words ({marks[0] or marks[1]}): its pieces are no texts.")
+        special = {each["content"] for each in found["added_tokens"] if each["special"]}
         vocab = found["model"]["vocab"]
         if isinstance(vocab, list):  # of Unigram, with scores
             vocab = {piece: number for number, (piece, _) in enumerate(vocab)}
         pieces = [piece for piece in sorted(vocab, key=vocab.__getitem__) if piece not in special]
         if "ByteLevel" in json.dumps([found.get("pre_tokenizer"), found.get("decoder")]):
-            return [bytes(map(byte_of, piece)) for piece in pieces]
+            apart = {each["content"] for each in found["added_tokens"]}  # written as they are
+            return [piece.encode() if piece in apart else bytes(map(byte_of, piece)) for piece in pieces]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a tokenizer.json: {type(error).__name__}: {error}.") from None
+        raise ConfigError(f"{name} is not a tokenizer.json: {type(error).__name__}: {error}.") from None
     return [piece.replace(SPACE, " ").encode() for piece in pieces if byte_piece(piece) is None]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from lmf import ConfigError
-from lmf.models import NEW_TOKENS
+from lmf.models import NEW_TOKENS, added_tokens
 from torch import nn
 
 from .vocabulary import Json, SentencePiece
@@ -66,7 +66,8 @@ def change_of(old: Json, new: Json, name: str) -> Change:
         if old.ids[left] > old.ids[right]:
             raise ConfigError(
                 f"{name} has {left!r} before {right!r} (ids {new.ids[left]} and {new.ids[right]}), and the model's own "
-                f"tokenizer the other way round ({old.ids[left]} and {old.ids[right]}): it was not made of that."
+                f"tokenizer the other way round ({old.ids[left]} and {old.ids[right]}): it was not made of that, or it "
+                "was pruned and then extended. Apply what was pruned first."
             )
     gone = len(old.ids) - len(kept)
     if added and (new.ids[added[0]] <= max(map(new.ids.__getitem__, kept)) or (gone and new.ids[added[0]] < len(kept))):
@@ -120,10 +121,15 @@ def resize(model: Any, change: Change) -> list[torch.Tensor]:
     before = [tensor.detach().clone() for tensor in _tensors(model)]
     rows = max(change.count, len(before[0])) if change.extends else change.count
     model.resize_token_embeddings(-(-rows // MULTIPLE) * MULTIPLE, mean_resizing=False)
-    if change.parts:
-        setattr(model.config, NEW_TOKENS, [min(change.parts), max(change.parts) + 1])
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        _renumber(config, {before: now for now, before in change.kept.items()})
+    added = added_tokens(model.config)  # by an earlier extension
+    new = [*change.parts, *(now for now, old in change.kept.items() if old in added)]
+    if new:
+        setattr(model.config, NEW_TOKENS, [min(new), max(new) + 1])
+    elif added:
+        delattr(model.config, NEW_TOKENS)
+    configs = (model.config, model.config.get_text_config(), model.generation_config)
+    for config in {id(each): each for each in configs}.values():  # of text alone, the first two are one
+        _renumber(config, {old: now for now, old in change.kept.items()})
     return before
 
 

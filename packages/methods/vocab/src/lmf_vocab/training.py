@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ def _sentencepiece(texts: Sequence[str], training: Training) -> bytes:
 
     sentencepiece.set_random_generator_seed(training.seed)
     stream = io.BytesIO()
-    lines = (line for text in texts for line in text.splitlines() if line.strip())
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
     try:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=lines,
+            sentence_iterator=iter(lines),
+            max_sentence_length=max(len(line.encode()) for line in lines),  # it leaves out what is longer
             model_writer=stream,
             model_type=training.kind.removeprefix("sentencepiece-"),
             vocab_size=training.size,
@@ -103,4 +105,7 @@ def _byte_level(texts: Sequence[str], training: Training) -> bytes:
     tokenizer.train_from_iterator(texts, trainer)
     if (found := tokenizer.get_vocab_size()) < training.size:
         raise ConfigError(f"--size {training.size}: the corpus has room for at most {found} pieces.")
-    return tokenizer.to_str(pretty=True).encode()
+    made = json.loads(tokenizer.to_str())
+    for each in made["added_tokens"]:  # which the trainer takes for special ones
+        each["special"] = False
+    return json.dumps(made, ensure_ascii=False, indent=2).encode()

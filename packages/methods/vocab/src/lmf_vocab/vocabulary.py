@@ -67,6 +67,10 @@ class Vocabulary(ABC):
         """Cut text that does not begin a text into words."""
         return self.words(text)
 
+    def counted(self, left: Any, right: Any) -> Any:
+        """Return what two neighbours are counted as: those that become a piece together count as one."""
+        return left + right
+
     @abstractmethod
     def rank(self, left: Any, right: Any) -> int:
         """Return the rank of two neighbours; ``NEVER`` if they are not merged."""
@@ -157,7 +161,7 @@ class Tiktoken(Vocabulary):
         return piece
 
     def words(self, text: str) -> list[bytes]:
-        return [word.encode() for word in regex.findall(self.pattern, text)]
+        return [word.encode() for word in (found.group() for found in regex.finditer(self.pattern, text))]
 
     def symbols(self, word: bytes) -> list[bytes]:
         return [word[at : at + 1] for at in range(len(word))]
@@ -181,6 +185,7 @@ class Json(Vocabulary):
         self.json: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         model = self.json["model"]
         self._apart = {each["content"]: each["id"] for each in self.json["added_tokens"]}  # taken out of text first
+        self._between = regex.compile("|".join(map(regex.escape, sorted(self._apart, key=len, reverse=True))))
         special = [each["content"] for each in self.json["added_tokens"] if each["special"]]
         ids = {**model["vocab"], **self._apart}
         super().__init__(ids, max(ids.values()) + 1, special)
@@ -194,6 +199,10 @@ class Json(Vocabulary):
         if (left, right) not in self._ranks:
             self._ranks[left, right] = len(self._merges)
             self._merges.append((left, right))
+
+    def texts(self, text: str) -> list[str]:
+        """Return what is between the tokens that are taken out of text before it is cut."""
+        return [part for part in self._between.split(text) if part] if self._apart else [text]
 
     def extended(self) -> Any:
         """Return a tokenizer with what was added."""
@@ -230,11 +239,15 @@ class ByteLevel(Json):
 
     def words(self, text: str) -> list[str]:
         backend = self.tokenizer.backend_tokenizer
-        text = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        normal = backend.normalizer.normalize_str if backend.normalizer else str
+        parts = (normal(part) for part in self.texts(text))
+        return [word for part in parts for word, _ in backend.pre_tokenizer.pre_tokenize_str(part)]
 
     def parts(self, word: str) -> list[str]:
         return [word] if self.json["model"]["ignore_merges"] and word in self.ids else super().parts(word)
+
+    def counted(self, left: str, right: str) -> tuple[str, str]:
+        return left, right
 
     def join(self, left: str, right: str) -> None:
         super().join(left, right)
@@ -256,7 +269,8 @@ class SentencePiece(Json):
 
     def words(self, text: str) -> list[str]:
         """Cut text into words with the spaces before them, digits and punctuation: where sentencepiece cuts it, too."""
-        return [word for line in text.split("\n") for word in self.spelt(f" {line}")]
+        lines = (line for part in self.texts(text) for line in part.split("\n"))
+        return [word for line in lines for word in self.spelt(f" {line}")]
 
     def spelt(self, text: str) -> list[str]:
         return _UNIT.findall(text.replace(" ", SPACE))
