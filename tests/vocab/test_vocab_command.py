@@ -108,9 +108,8 @@ def test_long_lines_are_learned_from(kind, tmp_path):
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"text": "가나다라 마바사 아자차카 " * 800}, ensure_ascii=False) + "\n")
     done("train", tmp_path / "new.model", "--data", file, "--kind", kind, "--size", 271)
-    assert "가" in "".join(
-        sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "new.model")).id_to_piece(list(range(275)))
-    )
+    made = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "new.model"))
+    assert "가" in "".join(made.id_to_piece(id) for id in range(271))
 
 
 def test_user_symbols_are_whole_pieces_after_they_are_merged(base, data, tmp_path):
