@@ -1,10 +1,11 @@
 """What an extended vocabulary is worth to a model: tokens, loss per byte and speed, beside training without it.
 
-Usage: vocabulary.py MODEL [--pieces N] [--rate R] [--batch-size N]
+Usage: vocabulary.py MODEL [--seconds S] [--pieces N] [--min-count N] [--rate R] [--rows-rate R] [--batch-size N]
 
-MODEL learns the bundled Korean texts in two ways, in equal time: all of it with its own tokens for one epoch; and with
-pieces that ``lmf vocab extend`` learned from the same texts, the new rows alone for an epoch, and then all of it in the
-time that is left. The texts that are measured are others. Everything is done by the commands that users type.
+MODEL learns the bundled Korean texts in two ways, each for so many seconds of training: all of it with its own tokens;
+and with pieces that ``lmf vocab extend`` learned from the same texts, first the new rows alone, and then all of it.
+The texts that are measured are others. Everything is done by the commands that users type. How many steps fit into the
+time is tried before each run; what a run took in the end stands in the table.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 TEXTS, HELD_OUT = "korean", "korean-heldout"
-RECORDS = 100  # of the training texts
 FUZZ = 100_000  # texts on which the extended tokenizer is tried
-SAFETY = 0.95  # share of the time that is left which steps are planned for
+ROWS = 0.2  # share of the time in which the new rows learn alone
+TRIED = 4  # steps that are taken to see how long one takes; the first of them does not count
 
 
 def lmf(*args: object) -> str:
@@ -37,11 +38,19 @@ def lmf(*args: object) -> str:
     return done.stdout
 
 
-def seconds(run: Path) -> tuple[int, float]:
-    """Return how many steps a run took, and the seconds that they took together."""
+def seconds(run: Path) -> list[float]:
+    """Return how long each step of a run took."""
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    steps = [entry for entry in entries if "tokens_per_second" in entry]
-    return len(steps), sum(entry["tokens"] / entry["tokens_per_second"] for entry in steps)
+    return [entry["tokens"] / entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry]
+
+
+def train(out: Path, budget: float, *arguments: object) -> float:
+    """Do a run of so many steps as fit into a time. Returns the seconds that they took."""
+    trial = out.with_name(f"{out.name}-trial")
+    lmf("pretrain", *arguments, "--steps", TRIED, "--output", trial)
+    each = sum(seconds(trial)[1:]) / (TRIED - 1)
+    lmf("pretrain", *arguments, "--steps", max(1, int(budget / each)), "--output", out)
+    return sum(seconds(out))
 
 
 def loss_of(table: str) -> tuple[float, float]:
@@ -54,48 +63,39 @@ def loss_of(table: str) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--pieces", type=int, default=4000)
+    parser.add_argument("--min-count", type=int, default=2, help="how often a piece occurs in the training texts")
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate of both ways")
-    parser.add_argument("--rows-rate", type=float, default=5e-3, help="peak learning rate of the new rows alone")
-    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--rows-rate", type=float, default=1.5e-3, help="peak learning rate of the new rows alone")
+    parser.add_argument("--batch-size", type=int, default=4)
     options = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("lmf-vocab", "torch", "transformers", "tokenizers"))
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"{date.today()}, {machine}, Python {platform.python_version()}, {versions}\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(lmf("vocab", "extend", options.model, folder / "tokenizer", "--data", TEXTS, "--pieces", options.pieces))
+        pieces = ("--pieces", options.pieces, "--min-count", options.min_count)
+        print(lmf("vocab", "extend", options.model, folder / "tokenizer", "--data", TEXTS, *pieces))
         tried = ("--base", options.model, "--data", TEXTS, "--count", FUZZ)
         print(lmf("vocab", "check", folder / "tokenizer", *tried))
         extended = ("--tokenizer", folder / "tokenizer", "--init", "weighted", "--data", HELD_OUT)
         print(lmf("vocab", "apply", options.model, folder / "extended", *extended))
         print(lmf("vocab", "report", options.model, folder / "extended", "--data", HELD_OUT))
-        train(options, folder)
+        common = ("--data", TEXTS, "--batch-size", options.batch_size, "--max-tokens", 2048, "--no-save-best")
+        rate = ("--learning-rate", options.rate)
+        plain = train(folder / "plain", options.seconds, "full", "--model", options.model, *common, *rate)
+        alone = ("--train-new-tokens-only", "--learning-rate", options.rows_rate)
+        budget = ROWS * options.seconds
+        rows = train(folder / "rows", budget, "freeze", "--model", folder / "extended", *common, *alone)
+        rest = train(folder / "all", plain - rows, "full", "--model", folder / "rows", *common, *rate)
         table = lmf("vocab", "report", folder / "plain", folder / "all", "--data", HELD_OUT)
-        print(table)
         before = loss_of(lmf("vocab", "report", options.model, folder / "rows", "--data", HELD_OUT))
         after = loss_of(table)
-        times = [seconds(folder / "plain")[1], seconds(folder / "rows")[1] + seconds(folder / "all")[1]]
+        print(table)
         print("\n| | loss per byte before | after | seconds of training |\n|---|--:|--:|--:|")
-        print(f"| own tokens | {before[0]:.4f} | {after[0]:.4f} | {times[0]:.0f} |")
-        print(f"| extended (after the rows alone: {before[1]:.4f}) | | {after[1]:.4f} | {times[1]:.0f} |")
-
-
-def train(options: argparse.Namespace, folder: Path) -> None:
-    """Train both ways, the second one no longer than the first."""
-    common = ("--data", TEXTS, "--batch-size", options.batch_size, "--max-tokens", 2048, "--no-save-best")
-    epoch = RECORDS // options.batch_size
-    rate = ("--learning-rate", options.rate)
-    lmf("pretrain", "full", "--model", options.model, *common, *rate, "--steps", epoch, "--output", folder / "plain")
-    alone = ("--train-new-tokens-only", "--learning-rate", options.rows_rate, "--schedule", "constant")
-    rows = ("pretrain", "freeze", "--model", folder / "extended", *common, *alone, "--steps", epoch)
-    lmf(*rows, "--output", folder / "rows")
-    # a step of all of the model takes longer than one of the rows: try two
-    lmf("pretrain", "full", "--model", folder / "rows", *common, *rate, "--steps", 2, "--output", folder / "trial")
-    trial = seconds(folder / "trial")
-    left = seconds(folder / "plain")[1] - seconds(folder / "rows")[1]
-    steps = int(SAFETY * left / (trial[1] / trial[0]))
-    lmf("pretrain", "full", "--model", folder / "rows", *common, *rate, "--steps", steps, "--output", folder / "all")
+        print(f"| own tokens | {before[0]:.4f} | {after[0]:.4f} | {plain:.0f} |")
+        print(f"| extended; {before[1]:.4f} after the rows alone | | {after[1]:.4f} | {rows + rest:.0f} |")
 
 
 if __name__ == "__main__":
