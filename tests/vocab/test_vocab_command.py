@@ -272,17 +272,21 @@ def test_pruning_keeps_a_base_only_if_it_is_one(base, data, smollm2, tmp_path):
 
 def test_a_faulty_tokenizer_is_found_out(base, tmp_path):
     done("extend", base, tmp_path / "out", "--data", "korean", "--pieces", 50)
+    old = tmp_path / "old.jsonl"
+    old.write_text(json.dumps({"text": "the user and the assistant say hello"}) + "\n")
+    check = ("check", str(tmp_path / "out"), "--base", base, "--data", str(old))
     file = tmp_path / "out/tokenizer.json"
     found = json.loads(file.read_text())
-    found["model"]["merges"] = found["model"]["merges"][::-1]  # new ones first: old text is cut otherwise
+    merges = found["model"]["merges"]
+    found["model"]["merges"] = merges[1:]
     file.write_text(json.dumps(found))
-    assert re.search(
-        r"has \d[\d,]* faults", lmf("vocab", "check", str(tmp_path / "out"), "--base", base, "--data", "korean").err
-    )
-    found["model"]["merges"] = found["model"]["merges"][::-1]
+    told = lmf("vocab", *check)
+    assert told.code == 1 and re.search(r"old text has other ids: [1-9]", told.out)
+    assert re.search(r"has [\d,]+ faults", told.err)
+    found["model"]["merges"] = merges
     found["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(found))
-    told = lmf("vocab", "check", str(tmp_path / "out"), "--base", base, "--data", "korean")
+    told = lmf("vocab", *check)
     assert told.code == 1 and re.search(r"decoding gives another text: [1-9]", told.out)
 
 
@@ -332,4 +336,4 @@ def test_wrong_input_is_refused_and_nothing_is_written(line, told, base, data, t
 def test_help_needs_neither_torch_nor_tokenizers():
     for command in ("", "corpus", "train", "merge", "extend", "add-merges", "prune", "check", "apply", "report"):
         found = lmf_without_torch("vocab", *command.split(), "--help")
-        assert found.code == 0 and "Usage: lmf vocab" in found.out
+        assert found.code == 0 and "lmf vocab" in found.out
