@@ -27,7 +27,8 @@ $(VENV)/.installed: pyproject.toml $(MEMBERS:=/pyproject.toml) scripts/install_t
 
 $(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dev
-	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1 llama-models==0.3.0  # for their tokenizers
+	@# for the tokenizers in them; installed, mistral-common would change how transformers opens Mistral's models
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/wheels mistral-common==1.13.1 llama-models==0.3.0
 	@touch $@
 
 install: $(VENV)/.installed  ## install every package, editable, into .venv

