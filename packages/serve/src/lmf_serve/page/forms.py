@@ -13,6 +13,7 @@ from gradio.components import Component
 from lmf.config import flag
 
 WIDE = 3  # boxes beside each other
+NOTHING = ""  # the choice of a setting that has no value unless it is given one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Box:
         if self.kind is bool:
             return [] if value == self.default else [flag(self.name) if value else f"--no-{flag(self.name)[2:]}"]
         if typing.get_origin(self.kind) is Literal:
-            return [] if value in (None, str(self.default)) else [flag(self.name), value]
+            return [] if value in (None, NOTHING, str(self.default)) else [flag(self.name), value]
         if typing.get_origin(self.kind) is tuple:
             values = value if isinstance(value, list) else (value or "").splitlines()
             return [part for each in values if each.strip() for part in (flag(self.name), str(each))]
@@ -77,8 +78,8 @@ def _box(place: str, f: dataclasses.Field[Any], kind: Any) -> Box:
     if kind is bool:
         return Box(f.name, kind, default, gr.Checkbox(bool(default), **words))
     if typing.get_origin(kind) is Literal:
-        choices = [str(choice) for choice in typing.get_args(kind)]
-        return Box(f.name, kind, default, gr.Dropdown(choices, value=str(default), **words))
+        choices = [*([NOTHING] if default is None else []), *(str(choice) for choice in typing.get_args(kind))]
+        return Box(f.name, kind, default, gr.Dropdown(choices, value=str(default or NOTHING), **words))
     usual = "\n".join(default) if isinstance(default, tuple) else str("" if default is None else default)
     if typing.get_origin(kind) is tuple:
         words |= {"info": f"{f.metadata['help']} One a line.", "lines": 2}
