@@ -146,6 +146,12 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def ends(model: Any) -> list[Any]:
+    """Return what has a row for each token: the input embeddings and, where there is one, the output head."""
+    base = inner(model)
+    return [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
+
+
 def added_tokens(config: Any) -> range:
     """Return the ids that ``lmf vocab apply`` added to the vocabulary of a model."""
     return range(*getattr(config, NEW_TOKENS, (0, 0)))

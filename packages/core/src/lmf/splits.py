@@ -70,6 +70,16 @@ ALIASES = {
 """Other names of the same."""
 
 
+def steps_of(part: Any) -> list[Any]:
+    """Return the steps of a normalizer or pre-tokenizer of ``tokenizer.json``, one by one."""
+    if not part:
+        return []
+    if part["type"] == "Sequence":
+        inner = part.get("pretokenizers") or part.get("normalizers") or []
+        return [step for each in inner for step in steps_of(each)]
+    return [part]
+
+
 def split_of(steps: list[Any], whole: bool) -> str | None:
     """Return the name of how text is split; None if it is none of those known here.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 from lmf import LmfError
-from lmf.splits import SPLITS, split_of
+from lmf.splits import SPLITS, split_of, steps_of
 
 USUAL = (
     {"type": "NFC"},
@@ -42,8 +42,8 @@ def write_vocabulary(
         raise LmfError(f"The tokenizer {type(tokenizer).__name__} has no tokenizer.json, of which a GGUF is made.")
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     model = whole["model"]
-    steps = _steps(whole.get("pre_tokenizer"))
-    changes = _steps(whole.get("normalizer"))
+    steps = steps_of(whole.get("pre_tokenizer"))
+    changes = steps_of(whole.get("normalizer"))
     odd = [step["type"] for step in changes if step not in USUAL]
     if odd:
         raise LmfError(f"This tokenizer changes texts before it splits them, and llama.cpp does not: {', '.join(odd)}.")
@@ -76,7 +76,7 @@ def vocabulary_notes(tokenizer: Any, ends: Collection[int]) -> list[str]:
         found.append("this model has no token that ends a text, and llama.cpp takes one all the same")
     if len(ends) > 3:
         found.append("this model ends replies with more than three tokens, and a GGUF file names three")
-    changes = _steps(json.loads(tokenizer.backend_tokenizer.to_str()).get("normalizer"))
+    changes = steps_of(json.loads(tokenizer.backend_tokenizer.to_str()).get("normalizer"))
     if any(step["type"] == "NFC" for step in changes):
         found.append("llama.cpp reads letters as they are written, and this tokenizer composes accents first (NFC)")
     return found
@@ -131,16 +131,6 @@ def _scores(model: Any) -> dict[str, float]:
         found.setdefault(left + right, float(-1 - rank))
     worst = float(-1 - len(model["merges"]))
     return {text: found.get(text, worst) for text in model["vocab"]}
-
-
-def _steps(part: Any) -> list[Any]:
-    """Return the steps of a normalizer or pre-tokenizer, one by one."""
-    if not part:
-        return []
-    if part["type"] == "Sequence":
-        inner = part.get("pretokenizers") or part.get("normalizers") or []
-        return [step for each in inner for step in _steps(each)]
-    return [part]
 
 
 def _split(steps: list[Any], whole: bool) -> str:

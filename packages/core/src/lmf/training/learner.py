@@ -15,7 +15,7 @@ from ..encoding.examples import Examples
 from ..encoding.material import Material
 from ..encoding.stream import Stream
 from ..errors import ConfigError
-from ..models import added_tokens, fingerprint, inner, load_config, load_model, stops
+from ..models import added_tokens, ends, fingerprint, inner, load_config, load_model, stops
 from ..plan import Plan
 from ..report import Reporter
 from ..rope import lengthen, positions
@@ -170,7 +170,11 @@ def load_learner(
         report.note(f"the base model never learned {told}: their embeddings are trained too")
     _set_stops(model, material)
     learner = replace(_prepared(plan, model, spec, tuner, new, device, parts, report), base=base)
-    if (count := len(added_tokens(config))) and not added and not any(p.requires_grad for p in _ends(learner.model)):
+    if (
+        (count := len(added_tokens(config)))
+        and not added
+        and not any(p.requires_grad for end in ends(learner.model) for p in end.parameters())
+    ):
         report.note(f"the rows of {count:,} added tokens stay as they are; --train-new-tokens-only trains them")
     if settled:
         learner.settle(device)
@@ -235,13 +239,6 @@ def stored_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
     """Return the precision in which weights are loaded; None for that of the files."""
     compute = compute_dtype(plan.settings.dtype, device)
     return torch.float32 if compute == torch.float32 else None
-
-
-def _ends(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the input embeddings and the output head."""
-    base: Any = inner(model)
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    return [parameter for module in ends if module is not None for parameter in module.parameters()]
 
 
 def _padded(parts: Parts) -> str | None:

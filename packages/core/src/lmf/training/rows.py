@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import LmfError
-from ..models import inner
+from ..models import ends
 
 
 class Rows:
@@ -29,10 +29,9 @@ class Rows:
     """
 
     def __init__(self, model: nn.Module, tokens: Sequence[int]):
-        base: Any = inner(model)
-        ends = [module for module in (base.get_input_embeddings(), base.get_output_embeddings()) if module is not None]
-        count = max(len(p) for p in ends[0].parameters())
-        own = {id(p) for module in ends for p in module.parameters() if len(p) == count}
+        modules = ends(model)
+        count = max(len(p) for p in modules[0].parameters())
+        own = {id(p) for module in modules for p in module.parameters() if len(p) == count}
         self.tokens = list(tokens)
         self.matrices = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in own and tokens}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmf import ConfigError, ModelSpec, RunSettings, Tuner
 
@@ -46,8 +46,9 @@ class FreezeTuner(Tuner):
                 )
             trained += found
         if new_tokens:
-            base: Any = model
-            trained += [end for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None]
+            from lmf.models import ends
+
+            trained += ends(model)
         model.requires_grad_(False)
         for module in trained:
             module.requires_grad_(True)

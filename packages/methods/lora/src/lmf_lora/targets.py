@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from lmf import ConfigError
+from lmf import ConfigError, models
 from lmf.errors import did_you_mean
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -105,8 +105,7 @@ def find_rows(
 
 def ends(model: Any) -> list[str]:
     """Return the paths of the input embeddings and, where there is one, of the output head."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [path for end in modules for path, module in model.named_modules() if module is end]
+    return [path for end in models.ends(model) for path, module in model.named_modules() if module is end]
 
 
 def is_tied(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from lmf import LmfError
 
@@ -34,14 +35,14 @@ def needed(vocabulary: Json, texts: Sequence[str], fewest: int = 1, always: Iter
     return found
 
 
-def check_same(before: Json, after: object, texts: Sequence[str]) -> None:
+def check_same(before: Json, after: Any, texts: Sequence[str]) -> None:
     """Refuse a vocabulary that cuts texts into other pieces, though all that it cut them into is there.
 
     Raises:
         LmfError: It does.
     """
     for text in texts:
-        tokens = [tokenizer.tokenize(text) for tokenizer in (before.tokenizer, after)]  # type: ignore[attr-defined]
+        tokens = [tokenizer.tokenize(text) for tokenizer in (before.tokenizer, after)]
         if tokens[0] != tokens[1]:
             raise LmfError(
                 f"Without the pieces that are not used, {text[:40]!r} is cut into {len(tokens[1])} tokens, not "

@@ -21,6 +21,7 @@ from typing import Any
 
 import regex
 from lmf import ConfigError
+from lmf.splits import steps_of
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -161,7 +162,7 @@ class Tiktoken(Vocabulary):
         return piece
 
     def words(self, text: str) -> list[bytes]:
-        return [word.encode() for word in (found.group() for found in regex.finditer(self.pattern, text))]
+        return [found.group().encode() for found in regex.finditer(self.pattern, text)]
 
     def symbols(self, word: bytes) -> list[bytes]:
         return [word[at : at + 1] for at in range(len(word))]
@@ -305,19 +306,11 @@ def vocabulary_of(tokenizer: Any, name: str) -> ByteLevel | SentencePiece:
     kind = found["model"]["type"] if found else type(tokenizer).__name__
     if not found or kind != "BPE" or found["model"].get("end_of_word_suffix"):
         raise ConfigError(f"The tokenizer of {name} is of the kind {kind}. {SUPPORTED}.")
-    if "ByteLevel" in _kinds(found["pre_tokenizer"]):
+    if any(step["type"] == "ByteLevel" for step in steps_of(found["pre_tokenizer"])):
         return ByteLevel(tokenizer)
     if found["model"]["byte_fallback"]:
         return SentencePiece(tokenizer)
     raise ConfigError(f"The tokenizer of {name} is a byte pair encoding without bytes. {SUPPORTED}.")
-
-
-def _kinds(part: Any) -> list[str]:
-    """Return the kinds of a part of ``tokenizer.json`` and of those that it consists of."""
-    if not part:
-        return []
-    inner: Sequence[Any] = part.get("pretokenizers", ())
-    return [part["type"], *(kind for each in inner for kind in _kinds(each))]
 
 
 def _renumbered(part: Any, numbers: dict[int, int]) -> Any:
