@@ -15,9 +15,11 @@ import torch
 from lmf import ConfigError, LmfError
 from lmf.errors import Interrupted
 from lmf.generate.opening import open_model
+from lmf.models import NEW_TOKENS
 from lmf.parallel import sharing
 from lmf.parallel.copies import Copies
 from lmf.settings import WAYS
+from lmf.testing import tiny_model, tiny_tokenizer
 from lmf.training import loop, packing, record
 from lmf_export.ggufs import write_gguf
 from safetensors.torch import load_file
@@ -89,6 +91,20 @@ def test_two_processes_do_what_one_does(way, method, alone, tiny, data, tmp_path
         saved = load_file(two / "model.safetensors")
         assert all(tensor.numel() for tensor in saved.values())
         assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_new_rows_that_lora_trains_are_those_of_one_process(way, data, tmp_path):
+    base = tmp_path / "base"
+    model = tiny_model()
+    setattr(model.config, NEW_TOKENS, [290, 300])  # what the tiny tokenizer merged last
+    model.save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    given = settings("lora", data) | {"train_new_tokens_only": True}
+    one = run(base, data, tmp_path / "one", "lora", **given)
+    assert sum("trainable_tokens_delta" in name for name in weights(one)) == 2
+    assert processes(2, lambda rank: run(base, data, tmp_path / "two", "lora", parallel=way, **given)) == [0, 0]
+    assert max(apart(one, tmp_path / "two").values()) <= 1e-5
 
 
 @pytest.mark.parametrize(

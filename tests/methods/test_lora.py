@@ -15,19 +15,26 @@ from typing import Any
 import pytest
 import tinyrun
 import torch
+import torch.nn.functional as F
 from lmf import ConfigError, LmfError, Plugins
 from lmf.config import make
+from lmf.encoding.encoder import Example
 from lmf.errors import Interrupted
 from lmf.generate.opening import open_model
 from lmf.testing import TINY, check_method, tiny_checkpoint, tiny_model, tiny_tokenizer
+from lmf.training.loss import find_head, token_loss
+from lmf.training.packing import pad
 from lmf_cli.app import build as command_line
 from lmf_lora import LoraOptions, build, lmf_methods
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -467,6 +474,66 @@ def test_only_the_rows_of_new_tokens_change(tied):
         changed = [row for row in range(300) if not torch.equal(before[row], after[row])]
         assert changed == NEW
     assert torch.equal(merged.model.embed_tokens.weight, merged.lm_head.weight) == tied
+
+
+def gemma3(**config: Any) -> Gemma3ForCausalLM:
+    """A random Gemma 3 with 2 layers: its embeddings are multiplied by a factor, its head is tied."""
+    small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Gemma3ForCausalLM(Gemma3TextConfig(**small, **config))
+
+
+ROWS = {
+    "untied": tiny_model,
+    "tied": lambda: tiny_model(tied=True),
+    "scaled embeddings": gemma3,
+    "padding is trained": lambda: gemma3(pad_token_id=NEW[0]),
+}
+
+
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS.keys())
+def test_loss_and_gradients_of_new_rows_are_those_of_plain_peft_without_its_logits(make):
+    base = make()
+    ours = prepared(base, NEW)[1]
+    torch.manual_seed(1)
+    rows = dict.fromkeys(["embed_tokens"] if base.config.tie_word_embeddings else ["embed_tokens", "lm_head"], NEW)
+    settings = {"r": 16, "lora_alpha": 32, "target_modules": list(TINY.projections), "task_type": "CAUSAL_LM"}
+    reference = get_peft_model(copy.deepcopy(base), LoraConfig(**settings, trainable_token_indices=rows))
+    assert different(state(ours), state(reference)) == []
+    for model in (ours.double(), reference.double()):
+        learn(model, TALK_IDS)
+        model.train()
+    assert find_head(ours, packed=False) is not None and find_head(reference, packed=False) is None
+    ids = TALK_IDS[0]
+    loss = token_loss(ours, pad([Example(ids.tolist(), ids.tolist(), "")]))
+    expected = F.cross_entropy(reference(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for each in (loss, expected):
+        each.backward()
+    gradients = [{n: p.grad for n, p in model.named_parameters() if p.requires_grad} for model in (ours, reference)]
+    assert any("trainable_tokens_delta" in name for name in gradients[0])
+    assert_near(*gradients)
+    assert_near({"": logits(ours, TALK_IDS)}, {"": logits(reference, TALK_IDS)})
+    with ours.disable_adapter():
+        torch.testing.assert_close(logits(ours.float(), TALK_IDS), logits(base, TALK_IDS))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_embeddings_with_trained_rows_make_no_copy_of_the_matrix(tied):
+    model = prepared(tiny_model(tied=tied), NEW)[1]
+    shapes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            shapes.append(tuple(getattr(result, "shape", ())))
+            return result
+
+    with Watch():
+        model.get_input_embeddings()(TALK_IDS).sum().backward()
+    assert (300, 64) not in shapes and (len(NEW), 64) in shapes
 
 
 def test_without_new_tokens_the_embeddings_stay():

@@ -150,7 +150,7 @@ class Scorer:
         if self.head:
             inputs, index = self.runner.inputs(parts)
             hidden, head = self.head.hidden(inputs)[index[where]], self.head
-            weight, bias = head.linear.weight, head.linear.bias
+            weight, bias = head.weight, head.bias
             found = token_logprobs(hidden, weight, targets, bias=bias, scale=head.scale, softcap=head.softcap)
         else:
             found = chosen_logprobs(torch.cat(self.runner.forward(parts))[where].float(), targets)

@@ -43,19 +43,29 @@ class Learned(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a model makes logits: ``softcap * tanh(scale * linear(decoder(...)) / softcap)``.
+    """How a model makes logits: ``softcap * tanh(scale * (decoder(...) @ weight.T + bias) / softcap)``.
 
     Attributes:
         decoder: Gives the hidden states.
-        linear: The output head.
+        linear: The output head, which has the weight and the bias.
         scale: What the logits are multiplied by.
         softcap: Their bound; None where they have none.
     """
 
     decoder: nn.Module
-    linear: nn.Linear
+    linear: nn.Module
     scale: float
     softcap: float | None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(V, d); of some heads, it is put together anew each time."""
+        return self.linear.weight  # pyright: ignore
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(V,)."""
+        return self.linear.bias  # pyright: ignore
 
     def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the hidden states of all positions; (N, d), or (B * L, d) where examples are padded."""
@@ -63,7 +73,7 @@ class Head:
 
     def logits(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the logits of all positions; (N, V), or (B * L, V)."""
-        logits = self.linear(self.hidden(inputs)) * self.scale
+        logits = F.linear(self.hidden(inputs), self.weight, self.bias) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -73,9 +83,9 @@ def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     if head:
         return _LOSS.get(inner(model), linear_cross_entropy)(
             head.hidden(batch.inputs)[batch.index],
-            head.linear.weight,
+            head.weight,
             batch.targets,
-            bias=head.linear.bias,
+            bias=head.bias,
             weights=batch.weights,
             scale=head.scale,
             softcap=head.softcap,
@@ -96,11 +106,22 @@ def use_loss(model: nn.Module, function: Callable[..., torch.Tensor]) -> None:
 _LOSS: WeakKeyDictionary[nn.Module, Callable[..., torch.Tensor]] = WeakKeyDictionary()
 
 
+def take_for_head(kind: type[nn.Module]) -> None:
+    """Have the modules of a class taken for output heads that compute ``x @ weight.T + bias``, and no more than that.
+
+    Others may compute more than their weight says, like an update that is added to it and begins at zero.
+    """
+    _HEADS.add(kind)
+
+
+_HEADS: set[type[nn.Module]] = {nn.Linear}
+
+
 def find_head(model: nn.Module, packed: bool) -> Head | None:
     """Return the parts of a model, or None if its logits are not what they give."""
     head = _parts(inner(model))
-    if head is None or isinstance(head.linear.weight, FakeTensor):  # nothing to try where there are no numbers
-        return head
+    if head is None or isinstance(next(head.linear.parameters()), FakeTensor):
+        return head  # there is nothing to try where there are no numbers
     tried = _TRIED.get(model)
     if tried is None or tried[0] != head:
         tried = _TRIED[model] = (head, _agrees(model, head, packed))
@@ -113,19 +134,20 @@ _TRIED: WeakKeyDictionary[nn.Module, tuple[Head, bool]] = WeakKeyDictionary()
 def _parts(model: Any) -> Head | None:
     linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if type(linear) is not nn.Linear or decoder in (None, model):
+    if linear is None or type(linear) not in _HEADS or decoder in (None, model):
         return None
     return Head(decoder, linear, *logit_options(model.config))
 
 
 def _agrees(model: nn.Module, head: Head, packed: bool) -> bool:
     """Tell whether a model's own logits for a few tokens are those of its parts."""
-    ids = [number % len(head.linear.weight) for number in range(1, 6)]
-    batch = (pack if packed else pad)([Example(ids, [IGNORED] * len(ids), "")]).to(head.linear.weight.device)
+    weight = next(head.linear.parameters())
+    ids = [number % len(weight) for number in range(1, 6)]
+    batch = (pack if packed else pad)([Example(ids, [IGNORED] * len(ids), "")]).to(weight.device)
     with _undisturbed(model):
         whole = model(**batch.inputs).logits.flatten(0, 1).float()
         apart = (whole - head.logits(batch.inputs)).abs().max()
-    exact = head.linear.weight.dtype == torch.float32 and not torch.is_autocast_enabled(whole.device.type)
+    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(whole.device.type)
     return bool(apart <= (1e-4 if exact else 2e-2) * whole.abs().max())
 
 

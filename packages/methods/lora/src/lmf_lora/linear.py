@@ -1,10 +1,15 @@
-"""Low-rank updates with less work and memory than peft's own forward pass, and the same result.
+"""Low-rank updates and trained rows with less work and memory than peft's own forward pass, and the same result.
 
-Shapes: N tokens, r the rank; a layer has W (out, in), A (r, in), B (out, r) and the scale s.
+Shapes: N tokens, r the rank; a layer has W (out, in), A (r, in), B (out, r) and the scale s; embeddings have V rows, of
+which R are trained.
 
 peft adds up ``base(x) + B(A(x)) * s``, three tensors of (N, out), and takes x to the precision of A for every layer
 anew. Here the update is added in place, and the backward pass needs x as it came, which the layers of a block
 share, and A(x).
+
+Of embeddings with trained rows peft makes a copy with those rows in it, (V, d), and its gradient is as large. Here both
+matrices are looked up. A head with trained rows does need the copy, but with it the loss can do without the logits of
+a whole batch, as it can with other heads.
 """
 
 from __future__ import annotations
@@ -14,7 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lmf.losses import autocast_dtype
+from lmf.training.loss import take_for_head
 from peft.tuners.lora import Linear
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 
@@ -42,11 +50,54 @@ class UpdatedLinear(Linear):
         )
 
 
+class UpdatedEmbedding(TrainableTokensLayer):
+    """peft's embeddings with trained rows, computed from both where the rows of one adapter are trained."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or not self._plain():
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        base: Any = self.get_base_layer()
+        trained = self.trainable_tokens_delta[name]
+        places = torch.full((base.num_embeddings,), -1, device=x.device)
+        places[torch.tensor(self.token_indices[name], device=x.device)] = torch.arange(len(trained), device=x.device)
+        place = places[x]
+        rows = F.embedding(place.clamp(min=0), trained)
+        scale = self._get_embed_scale()
+        rows = rows if scale is None else rows * scale.to(rows.dtype)
+        result = base(x)
+        return torch.where((place >= 0)[..., None], rows.to(result.dtype), result)
+
+    def _plain(self) -> bool:
+        names, base = self.active_adapters, self.get_base_layer()
+        return (
+            len(names) == 1
+            and names[0] in self.trainable_tokens_delta
+            and not (self.merged or self.disable_adapters)
+            and base.max_norm is None
+            and base.padding_idx not in self.token_indices[names[0]]
+            and not any(parameter.requires_grad for parameter in base.parameters())
+        )
+
+
+class UpdatedHead(TrainableTokensWrapper):
+    """peft's output head with trained rows; ``weight`` is the matrix with them in it, and it has no bias."""
+
+    bias = None
+
+
+take_for_head(UpdatedHead)
+
+
 def lean(model: nn.Module) -> None:
-    """Let all plain linear layers with an update compute it in this way."""
+    """Let all plain layers with an update, and embeddings and heads with trained rows, compute them in this way."""
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
             module.__class__ = UpdatedLinear
+        elif type(module) is TrainableTokensLayer and isinstance(module.get_base_layer(), nn.Embedding):
+            module.__class__ = UpdatedEmbedding
+        elif type(module) is TrainableTokensWrapper and type(module.original_module) is nn.Linear:
+            module.__class__ = UpdatedHead
 
 
 class _Update(torch.autograd.Function):
