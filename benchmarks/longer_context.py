@@ -1,12 +1,12 @@
 """Perplexity beyond the length that a model was trained on, by how its positions are scaled; nothing is trained.
 
-Usage: longer_context.py [--tokens N] [--factor F] [--types NAME,...] [--passkeys N] [--results FILE]
+Usage: longer_context.py [--tokens N] [--factor F] [--types NAME,...] [--results FILE]
 
 SmolLM2-135M-Instruct, trained on 8,192 tokens, in fp32 on the CPU, reads one text, that of the task long_ppl, of twice
 as many tokens, and the 1,024 tokens before each mark are scored: the same tokens for all ways, so differences between
 ways are those of the scaling, and differences between marks those of the text besides. It is one pass over the whole
-text, so dynamic has the angles of that length at every mark. With --passkeys, so many problems of the task passkey are
-asked at 2,048 and at 12,288 tokens. The script fails if no way is better than none beyond the trained length.
+text, so dynamic has the angles of that length at every mark. The script fails if no way is better than none beyond the
+trained length.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ NONE = "none"
 TYPES = (NONE, "linear", "ntk", "dynamic", "yarn", "llama3")
 MARKS = (2048, 4096, 8192, 12288, 16384)
 SCORED = 1024  # tokens before each mark
-KEYS = (2048, 12288)  # tokens of problems of passkey
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=MARKS[-1])
     parser.add_argument("--factor", type=float, default=2.0)
     parser.add_argument("--types", default=",".join(TYPES))
-    parser.add_argument("--passkeys", type=int, default=0)
     parser.add_argument("--results", type=Path, default=HERE / "results/longer_context.json")
     given = parser.parse_args(arguments)
     marks = [mark for mark in MARKS if mark <= given.tokens]
@@ -55,13 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "lmf-core", "lmf-eval")},
         "perplexity": {},
-        "passkey": {},
     }
     for kind in given.types.split(","):
         began = time.perf_counter()
         found["perplexity"][kind], found["trained"] = perplexities(kind, given.factor, marks)
-        if given.passkeys:
-            found["passkey"][kind] = passkeys(kind, given.factor, given.passkeys)
         print(f"{kind}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         given.results.write_text(json.dumps(found, indent=2) + "\n")
         given.results.with_suffix(".txt").write_text(report(found))
@@ -104,25 +99,6 @@ def perplexities(kind: str, factor: float, marks: Sequence[int]) -> tuple[list[f
     return [math.exp(part.mean()) for part in losses.split(SCORED)], trained
 
 
-def passkeys(kind: str, factor: float, count: int) -> dict[str, float]:
-    """Return the share of keys that the model finds at each length."""
-    from lmf import Evaluation, Plugins
-    from lmf.evaluate.lengths import at_lengths
-    from lmf.evaluate.running import Evaluator, score, totals
-    from lmf.evaluate.sources import find_tasks, read_items
-    from lmf.generate.caches import runner_for
-
-    chatter, plugins = opened(kind, factor), Plugins()
-    task = find_tasks(["passkey"], plugins)["passkey"][0]
-    runner, found = runner_for(chatter.model), {}
-    for length in KEYS:
-        evaluation = Evaluation(lengths=(length,), limit=count)
-        items, _ = at_lengths(read_items(task, plugins), evaluation, chatter)
-        done = dict(one for some in Evaluator(items, evaluation, chatter, runner).run() for one in some)
-        found[str(length)] = totals(task, [score(task, items.items[n], done[n]) for n in sorted(done)])["found"]
-    return found
-
-
 def report(found: dict[str, Any]) -> str:
     """Return the figures as text."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
@@ -135,10 +111,6 @@ def report(found: dict[str, Any]) -> str:
     )
     lines.append(f"{'':10}" + "".join(f"{mark:>10,}" for mark in found["marks"]))
     lines += [f"{kind:10}" + "".join(f"{v:10.2f}" for v in values) for kind, values in found["perplexity"].items()]
-    if found["passkey"]:
-        lengths = next(iter(found["passkey"].values()))
-        lines += ["", "share of passkeys found, by tokens", f"{'':10}" + "".join(f"{int(n):>10,}" for n in lengths)]
-        lines += [f"{k:10}" + "".join(f"{v:10.2f}" for v in values.values()) for k, values in found["passkey"].items()]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -127,6 +128,18 @@ def test_it_is_refused_for_a_model_to_which_no_token_was_added(tiny, data, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "ids", [None, 7, "all", [5], [5, 3], [-1, 5], [0, 10**12], [0.0, 5.0], [True, 5], {"0": 1}], ids=str
+)
+def test_a_configuration_with_something_else_in_their_place_is_refused(ids, model, data, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {NEW_TOKENS: ids}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{NEW_TOKENS} is .* it must be the first new id and the one after the last"):
+        learned(folder, data, tmp_path / "out", "full")
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_is_refused_where_matrices_are_divided(model, data, tmp_path):
     planned = plan(model, data, tmp_path / "out", objective="pretrain", train_new_tokens_only=True)
     divided = dataclasses.replace(planned, sharing=Sharing("fsdp"))
@@ -153,9 +166,10 @@ def test_an_optimizer_that_changes_rows_without_a_gradient_is_found_out_after_on
         train(make_plan(plugins, "pretrain", "full", settings))
 
 
-def test_the_plan_forecasts_it(model, data, tmp_path):
+@pytest.mark.parametrize("method", ["freeze", "lora"])
+def test_the_plan_forecasts_it(method, model, data, tmp_path):
     common = ("--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"))
-    done = lmf("plan", "pretrain", "freeze", *common, "--train-new-tokens-only")
+    done = lmf("plan", "pretrain", method, *common, "--train-new-tokens-only")
     assert done.code == 0, done.err
     assert "memory" in done.out
 

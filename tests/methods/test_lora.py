@@ -26,8 +26,10 @@ from lmf.training.loss import find_head, token_loss
 from lmf.training.packing import pad
 from lmf_cli.app import build as command_line
 from lmf_lora import LoraOptions, build, lmf_methods
+from lmf_lora.linear import UpdatedEmbedding
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -534,6 +536,28 @@ def test_embeddings_with_trained_rows_make_no_copy_of_the_matrix(tied):
     with Watch():
         model.get_input_embeddings()(TALK_IDS).sum().backward()
     assert (300, 64) not in shapes and (len(NEW), 64) in shapes
+
+
+@pytest.mark.parametrize("make", [tiny_model, gemma3], ids=["plain", "scaled"])
+def test_embeddings_with_trained_rows_are_those_of_peft_in_half_precision(make):
+    embeddings = prepared(make().bfloat16(), NEW)[1].get_input_embeddings().token_adapter
+    trained = embeddings.trainable_tokens_delta["default"]
+    trained.data = torch.randn(len(NEW), trained.shape[1])
+    found = embeddings(TALK_IDS)
+    assert type(embeddings) is UpdatedEmbedding and found.dtype == torch.bfloat16
+    assert torch.equal(found, TrainableTokensLayer.forward(embeddings, TALK_IDS))
+
+
+def test_rows_of_another_adapter_are_looked_up_by_peft():
+    model = prepared(tiny_model(tied=True), NEW)[1]
+    others = {"embed_tokens": [int(id) for id in TALK_IDS[0][:3].unique()]}
+    settings = {"target_modules": list(TINY.projections), "task_type": "CAUSAL_LM"}
+    model.add_adapter("other", LoraConfig(**settings, trainable_token_indices=others))
+    model.set_adapter("other")
+    embeddings = model.get_input_embeddings().token_adapter
+    trained = embeddings.trainable_tokens_delta["other"]
+    trained.data = torch.randn_like(trained)
+    assert torch.equal(embeddings(TALK_IDS), TrainableTokensLayer.forward(embeddings, TALK_IDS))
 
 
 def test_without_new_tokens_the_embeddings_stay():

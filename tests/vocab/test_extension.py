@@ -141,9 +141,18 @@ def test_what_is_learned_on_bytes_alone_is_worth_what_the_tokenizers_library_lea
 
 def test_every_listed_word_becomes_one_piece(name):
     vocabulary = open_base(name, PLUGINS).vocabulary
-    words = Counter({part: 1 for word in ("안녕하세요", "반갑습니다", "zzzyx") for part in vocabulary.spelt(word)})
+    several = ("안녕하세요", "반갑습니다", "zzzyx", "하하하하", "ㅋㅋㅋㅋㅋ", "zqzqzq")
+    words = Counter({part: 1 for word in several for part in vocabulary.spelt(word)})
     learn(vocabulary, words, 10_000, fewest=1)
     assert all(len(vocabulary.parts(word)) == 1 for word in words)
+
+
+@pytest.mark.parametrize("text", ["하하하하", "하하하하하", "ㅋㅋㅋㅋ", "zqzqzq", "zqxzqzqx", "뷁쀍뷁뷁쀍"])
+def test_a_piece_that_repeats_itself_is_reached(name, text):
+    vocabulary = open_base(name, PLUGINS).vocabulary
+    assert merge(vocabulary, [text.encode()]).unreachable == []
+    piece = vocabulary.written(text.encode())
+    assert vocabulary.parts(piece) == [piece]
 
 
 def test_new_ids_of_tiktoken_come_after_its_special_tokens(llama3_file, korean, tmp_path):

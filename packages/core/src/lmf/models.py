@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .errors import LmfError
+from .errors import ConfigError, LmfError
 from .rope import scale
 from .sources import Source, check_tokenizer, shards
 from .splits import restore_split
@@ -153,8 +153,21 @@ def ends(model: Any) -> list[Any]:
 
 
 def added_tokens(config: Any) -> range:
-    """Return the ids that ``lmf vocab apply`` added to the vocabulary of a model."""
-    return range(*getattr(config, NEW_TOKENS, (0, 0)))
+    """Return the ids that ``lmf vocab apply`` added to the vocabulary of a model.
+
+    Raises:
+        ConfigError: The configuration has something else in their place.
+    """
+    if not hasattr(config, NEW_TOKENS):
+        return range(0)
+    found, rows = getattr(config, NEW_TOKENS), config.get_text_config().vocab_size
+    whole = isinstance(found, list | tuple) and len(found) == 2 and all(type(id) is int for id in found)
+    if not whole or not 0 <= found[0] <= found[1] <= rows:
+        raise ConfigError(
+            f"config.json: {NEW_TOKENS} is {found!r}; it must be the first new id and the one after the last, of "
+            f"{rows:,} rows. Mend it, or make the model again: lmf vocab apply."
+        )
+    return range(*found)
 
 
 def logit_options(config: Any) -> tuple[float, float | None]:

@@ -107,9 +107,13 @@ _LOSS: WeakKeyDictionary[nn.Module, Callable[..., torch.Tensor]] = WeakKeyDictio
 
 
 def take_for_head(kind: type[nn.Module]) -> None:
-    """Have the modules of a class taken for output heads that compute ``x @ weight.T + bias``, and no more than that.
+    """Treat modules of a class as output heads that compute ``x @ weight.T + bias``, and no more than that.
 
     Others may compute more than their weight says, like an update that is added to it and begins at zero.
+
+    Args:
+        kind: Its modules have ``weight`` (V, d), ``bias`` (V,) or None, and first among their parameters one with V
+            rows in the precision of the weight.
     """
     _HEADS.add(kind)
 

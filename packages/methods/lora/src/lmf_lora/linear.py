@@ -51,31 +51,41 @@ class UpdatedLinear(Linear):
 
 
 class UpdatedEmbedding(TrainableTokensLayer):
-    """peft's embeddings with trained rows, computed from both where the rows of one adapter are trained."""
+    """peft's embeddings with trained rows, computed from both where the rows of one adapter are trained.
+
+    Attributes:
+        known: The adapter whose rows ``places`` has.
+        places: Which of the trained rows each token has, or -1; (V,).
+    """
+
+    known: str
+    places: torch.Tensor
+
+    def prepare(self) -> None:
+        """Note where the rows are, after the class was given to a layer of peft with one adapter."""
+        ((self.known, tokens),) = self.token_indices.items()
+        base: Any = self.get_base_layer()
+        places = torch.full((base.num_embeddings,), -1)
+        places[tokens] = torch.arange(len(tokens))
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or not self._plain():
             return super().forward(x, *args, **kwargs)
-        (name,) = self.active_adapters
         base: Any = self.get_base_layer()
-        trained = self.trainable_tokens_delta[name]
-        places = torch.full((base.num_embeddings,), -1, device=x.device)
-        places[torch.tensor(self.token_indices[name], device=x.device)] = torch.arange(len(trained), device=x.device)
-        place = places[x]
-        rows = F.embedding(place.clamp(min=0), trained)
+        place, result = self.places[x], base(x)
+        rows = F.embedding(place.clamp(min=0), self.trainable_tokens_delta[self.known]).to(result.dtype)
         scale = self._get_embed_scale()
         rows = rows if scale is None else rows * scale.to(rows.dtype)
-        result = base(x)
-        return torch.where((place >= 0)[..., None], rows.to(result.dtype), result)
+        return torch.where((place >= 0)[..., None], rows, result)
 
     def _plain(self) -> bool:
-        names, base = self.active_adapters, self.get_base_layer()
+        base = self.get_base_layer()
         return (
-            len(names) == 1
-            and names[0] in self.trainable_tokens_delta
+            list(self.active_adapters) == [self.known]
             and not (self.merged or self.disable_adapters)
             and base.max_norm is None
-            and base.padding_idx not in self.token_indices[names[0]]
+            and base.padding_idx not in self.token_indices[self.known]
             and not any(parameter.requires_grad for parameter in base.parameters())
         )
 
@@ -96,6 +106,7 @@ def lean(model: nn.Module) -> None:
             module.__class__ = UpdatedLinear
         elif type(module) is TrainableTokensLayer and isinstance(module.get_base_layer(), nn.Embedding):
             module.__class__ = UpdatedEmbedding
+            module.prepare()  # pyright: ignore
         elif type(module) is TrainableTokensWrapper and type(module.original_module) is nn.Linear:
             module.__class__ = UpdatedHead
 

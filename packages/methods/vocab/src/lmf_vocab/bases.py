@@ -102,7 +102,8 @@ def write_pruned(base: Base, pieces: Iterable[str], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if base.file and isinstance(base.vocabulary, SentencePiece):
         model = _matching(base.file, base.vocabulary)
-        kept = [each for each in model.pieces if each.piece in tokenizer.get_vocab()]
+        ids = tokenizer.get_vocab()
+        kept = [each for each in model.pieces if each.piece in ids]
         del model.pieces[:]
         model.pieces.extend(kept)
         model.trainer_spec.vocab_size = len(kept)

@@ -83,6 +83,6 @@ def _has_model(name: str) -> bool:
 
 
 def _chatter(name: str, plugins: Plugins) -> Chatter:
-    opened = open_model(name, plugins)
+    opened = open_model(name, plugins, merged=True)
     tokenizer: Any = opened.tokenizer
     return chatter_of(opened.model, tokenizer)

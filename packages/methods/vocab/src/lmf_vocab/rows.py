@@ -119,9 +119,9 @@ def resize(model: Any, change: Change) -> list[torch.Tensor]:
         The old embeddings, (V, d), and what else has a row for each token; for ``begin_rows``.
     """
     before = [tensor.detach().clone() for tensor in _tensors(model)]
+    added = added_tokens(model.config)  # by an earlier extension
     rows = max(change.count, len(before[0])) if change.extends else change.count
     model.resize_token_embeddings(-(-rows // MULTIPLE) * MULTIPLE, mean_resizing=False)
-    added = added_tokens(model.config)  # by an earlier extension
     new = [*change.parts, *(now for now, old in change.kept.items() if old in added)]
     if new:
         setattr(model.config, NEW_TOKENS, [min(new), max(new) + 1])

@@ -121,7 +121,7 @@ class Vocabulary(ABC):
             if at is None:
                 return False
             joins.append((parts[at], parts[at + 1]))
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            parts = joined(parts, *joins[-1])
         for left, right in joins:
             self.join(left, right)
         return True
@@ -140,6 +140,17 @@ class Vocabulary(ABC):
     def _new(self, piece: Any) -> None:
         self.ids[piece] = self.old + len(self.added)
         self.added.append(piece)
+
+
+def joined(symbols: Sequence[Any], left: Any, right: Any) -> list[Any]:
+    """Return symbols with a pair of neighbours merged wherever it stands, as encoding merges it."""
+    found: list[Any] = []
+    for symbol in symbols:
+        if found and found[-1] == left and symbol == right:
+            found[-1] = left + right
+        else:
+            found.append(symbol)
+    return found
 
 
 class Tiktoken(Vocabulary):
