@@ -184,6 +184,8 @@ def test_values_that_are_no_numbers_are_named(here, tiny):
         ("./model --task words.toml --template chatml --prompt-structure {input}", 2, "two ways to ask"),
         ("./model --task words.toml --template nosuch", 2, "No template is called 'nosuch'."),
         ("nosuch --task words.toml", 2, "No model is called 'nosuch'."),
+        ("./model --task words.toml --out bad.jsonl", 2, "--out bad.jsonl: bad.jsonl is a file; it must be a folder."),
+        ("./model --task words.toml --out bad.jsonl/out", 2, "bad.jsonl is a file; it must be a folder."),
         ("./model", 2, "--task is required"),
         ("compare out nowhere", 1, "out holds no results of lmf eval: results.json is missing."),
         ("compare out nowhere --out a.txt", 2, "a comparison is written as .md or .png."),
@@ -211,7 +213,7 @@ def test_what_is_wrong_is_refused_before_anything_is_loaded(here, arguments, cod
 def test_what_cannot_be_asked_is_refused_before_anything_is_measured(here, more, told):
     done = measure(*more.split(), task="words.toml")
     assert done.code in (2, 4) and told in done.err
-    assert not list(Path("out").rglob("*.jsonl*"))
+    assert not Path("out").exists()
 
 
 def test_prompts_that_are_cut_are_counted(here):

@@ -190,6 +190,12 @@ def test_a_length_with_no_room_for_the_question_is_refused(chatter):
         asked("long_ppl", chatter, PIECE)
 
 
+def test_what_is_refused_leaves_no_folder(tiny, tmp_path):
+    done = lmf("eval", str(tiny), "--task", "passkey", "--lengths", "64", "--out", str(tmp_path / "out"))
+    assert done.code == 2 and "--lengths 64 is not possible for passkey" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_examples_are_refused_where_a_problem_has_a_length(chatter):
     with pytest.raises(ConfigError, match="--shots 2: a problem of passkey is so long by itself"):
         asked("passkey", chatter, 512, shots=2)

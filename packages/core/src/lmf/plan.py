@@ -251,14 +251,24 @@ def _check_one_pass(settings: RunSettings) -> None:
         )
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise ConfigError if a folder cannot be made, or not be written into.
+
+    Args:
+        option: What names it.
+        folder: What it names.
+    """
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{option} {folder}: {existing} is a file; it must be a folder.")
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {folder}: {existing} is not writable.")
+
+
 def check_output(plan: Plan) -> None:
     """Raise ConfigError if the output folder is not free for this run."""
     settings, output = plan.settings, plan.settings.output
-    existing = next(p for p in [output, *output.absolute().parents] if p.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"--output {output}: {existing} is a file; it must be a folder.")
-    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {output}: {existing} is not writable.")
+    check_folder("--output", output)
     nothing = (LOCK_FILE, f".{RUN_FILE}.partial")  # of a run that was killed before it had begun
     used = output.is_dir() and any(p.name not in nothing for p in output.iterdir())
     ours = (output / RUN_FILE).exists()

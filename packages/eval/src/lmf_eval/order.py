@@ -9,7 +9,7 @@ from typing import Any
 
 from lmf import ConfigError, EvalTask, Evaluation, Opening, Plugins
 from lmf.evaluate.sources import Items, find_tasks, limited, read_items
-from lmf.plan import check_opening
+from lmf.plan import check_folder, check_opening
 from lmf.rope import scaling_of
 
 from .command import Wanted
@@ -78,6 +78,7 @@ def make_order(model: str, wanted: Wanted, evaluation: Evaluation, plugins: Plug
     data = _data(wanted.data, tasks)
     items = tuple(_items(task, plugins, data.get(task.name), evaluation) for task in tasks)
     out = wanted.out or Path("eval") / _name(model, wanted)
+    check_folder("--out", out)
     return Order(model, wanted, evaluation, plugins, items, files, harness, out)
 
 

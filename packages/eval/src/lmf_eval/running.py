@@ -43,7 +43,6 @@ def measure(order: Order) -> None:
     quiet()
     chatter = open_for(order)
     runner = runner_for(chatter.model)
-    order.out.mkdir(parents=True, exist_ok=True)
     results = _begun(order)
     weights = fingerprint(chatter.model)
     if results["tasks"] and results["weights"] != weights:
@@ -55,6 +54,7 @@ def measure(order: Order) -> None:
     asked_for = [_asked(order, items, evaluator, results["weights"]) for items, evaluator in pairs]
     for asked in asked_for:
         _check_same(order, asked, results["tasks"].get(asked["task"]))
+    order.out.mkdir(parents=True, exist_ok=True)
     for (items, evaluator), asked in zip(pairs, asked_for, strict=True):
         if items.task.name in results["tasks"] and items_file(order.out, items.task.name).exists():
             print(f"{items.task.name}: the figures are there already", file=sys.stderr)
